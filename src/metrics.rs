@@ -1,0 +1,172 @@
+//! Every metric, in one table.
+//!
+//! Labels come from small closed sets (a route's name, an outcome, a reason, a code), never
+//! from a key, a subject or anything else that a client chooses. Handles that a hot path
+//! needs are fetched once and kept.
+
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Metric {
+    /// The whole name, as Prometheus sees it.
+    pub name: &'static str,
+    /// What its labels are called; values are given in this order.
+    pub labels: &'static [&'static str],
+    /// One sentence for people.
+    pub help: &'static str,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram(&'static [f64]),
+}
+
+/// Seconds, from a fraction of a millisecond to half a minute.
+const SECONDS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+const ENTRIES: &[f64] = &[
+    0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0,
+];
+
+macro_rules! table {
+    ($($constant:ident = $kind:expr, $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub static $constant: Metric = Metric {
+                name: $name,
+                labels: &[$($label),*],
+                help: $help,
+                kind: $kind,
+            };
+        )*
+        /// All rows.
+        pub static ALL: &[&Metric] = &[$(&$constant),*];
+    };
+}
+
+table! {
+    BUILD_INFO = Kind::Gauge, "relay_build_info" ["version"] "Always 1; the version is its label.";
+    CONNECTIONS = Kind::Gauge, "relay_connections" [] "Open TCP connections of clients, upgraded or not.";
+    SESSIONS = Kind::Gauge, "relay_sessions" ["route"] "Clients that are being served.";
+    CONNECTS = Kind::Counter, "relay_connects_total" ["route", "outcome"] "Requests by outcome: accepted, or the reason of the refusal.";
+    CLOSES = Kind::Counter, "relay_closes_total" ["route", "code"] "Sessions that ended, by close code; 1005 and 1006 as RFC 6455 has them.";
+    FRAMES_SENT = Kind::Counter, "relay_frames_sent_total" ["route"] "Messages handed to clients.";
+    BYTES_SENT = Kind::Counter, "relay_bytes_sent_total" ["route"] "Bytes of messages that the kernel took.";
+    DELIVERY_LATENCY = Kind::Histogram(SECONDS), "relay_delivery_latency_seconds" ["route"] "From the milliseconds of an entry's id to its sending; live entries only.";
+    SESSION_LAG = Kind::Histogram(ENTRIES), "relay_session_lag_entries" ["route"] "Entries added to its streams since a session was last caught up, seen at each batch.";
+    RESYNCS = Kind::Counter, "relay_resyncs_total" ["route", "reason"] "Times that continuity was lost and the client was told.";
+    ENTRIES_OMITTED = Kind::Counter, "relay_entries_omitted_total" ["reason"] "Entries whose payload could not be sent, by reason; once per entry and format.";
+    CURSORS_MALFORMED = Kind::Counter, "relay_cursors_malformed_total" ["route"] "Cursors of clients that were no cursor for their route.";
+    CLIENT_MESSAGES = Kind::Counter, "relay_client_messages_total" ["route", "kind"] "Messages from clients, by kind.";
+    SNAPSHOT_REQUESTS = Kind::Counter, "relay_snapshot_requests_total" ["route", "outcome"] "Snapshot callbacks by outcome; shared ones count once.";
+    SNAPSHOT_DURATION = Kind::Histogram(SECONDS), "relay_snapshot_duration_seconds" ["route"] "Duration of snapshot callbacks, with their retries, without the queue.";
+    SNAPSHOT_IN_FLIGHT = Kind::Gauge, "relay_snapshot_in_flight" ["route"] "Snapshot callbacks that are waiting for the API.";
+    SNAPSHOT_CURSORS_IGNORED = Kind::Counter, "relay_snapshot_cursors_ignored_total" ["route", "reason"] "Cursor headers of the API that could not be used.";
+    TOKEN_REJECTIONS = Kind::Counter, "relay_token_rejections_total" ["reason"] "Requests whose token was refused, by reason.";
+    REDIS_UP = Kind::Gauge, "relay_redis_up" [] "1 while the reader gets answers from Redis.";
+    REDIS_RECONNECTS = Kind::Counter, "relay_redis_reconnects_total" ["reason"] "Connections of the reader that were given up, by reason.";
+    REDIS_TRACKING = Kind::Gauge, "relay_redis_tracking" [] "1 while changes are pushed by CLIENT TRACKING, 0 while streams are polled.";
+    REDIS_COMMANDS = Kind::Counter, "relay_redis_commands_total" ["command"] "Commands sent to Redis.";
+    BACKLOG_READS = Kind::Counter, "relay_backlog_reads_total" ["kind"] "Reads of entries older than the ring, by kind.";
+    BACKLOG_BYTES = Kind::Gauge, "relay_backlog_bytes" [] "Bytes of backlog pages in memory.";
+    FEEDS = Kind::Gauge, "relay_feeds" [] "Streams that are being watched.";
+    RING_BYTES = Kind::Gauge, "relay_ring_bytes" [] "Bytes of recent entries in memory, all feeds together.";
+    DRAINING = Kind::Gauge, "relay_draining" [] "1 from the start of a drain on.";
+}
+
+/// Where metrics are kept; cloning shares them.
+#[derive(Clone)]
+pub struct Metrics {
+    recorder: Arc<PrometheusRecorder>,
+    handle: PrometheusHandle,
+}
+
+impl Metrics {
+    /// An empty set, with every row described.
+    pub fn new() -> Self {
+        let mut builder = PrometheusBuilder::new();
+        for metric in ALL {
+            if let Kind::Histogram(buckets) = metric.kind {
+                let matcher = Matcher::Full(metric.name.to_owned());
+                builder = builder
+                    .set_buckets_for_metric(matcher, buckets)
+                    .expect("every histogram of the table has buckets");
+            }
+        }
+        let recorder = builder.build_recorder();
+        for metric in ALL {
+            let (name, help) = (KeyName::from_const_str(metric.name), metric.help.into());
+            match metric.kind {
+                Kind::Counter => recorder.describe_counter(name, None, help),
+                Kind::Gauge => recorder.describe_gauge(name, None, help),
+                Kind::Histogram(_) => recorder.describe_histogram(name, None, help),
+            }
+        }
+        let handle = recorder.handle();
+        let metrics = Self {
+            recorder: Arc::new(recorder),
+            handle,
+        };
+        metrics
+            .gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")])
+            .set(1.0);
+        metrics
+    }
+
+    /// The counter of this row with these label values.
+    pub fn counter(&self, metric: &'static Metric, values: &[&str]) -> Counter {
+        self.recorder
+            .register_counter(&key(metric, values), &METADATA)
+    }
+
+    /// The gauge of this row with these label values.
+    pub fn gauge(&self, metric: &'static Metric, values: &[&str]) -> Gauge {
+        self.recorder
+            .register_gauge(&key(metric, values), &METADATA)
+    }
+
+    /// The histogram of this row with these label values.
+    pub fn histogram(&self, metric: &'static Metric, values: &[&str]) -> Histogram {
+        self.recorder
+            .register_histogram(&key(metric, values), &METADATA)
+    }
+
+    /// All metrics in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Folds what histograms have gathered: to be called every few seconds, or memory grows.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+static METADATA: Metadata<'_> = Metadata::new("relay", Level::INFO, None);
+
+fn key(metric: &'static Metric, values: &[&str]) -> Key {
+    debug_assert_eq!(metric.labels.len(), values.len(), "{}", metric.name);
+    let labels: Vec<Label> = metric
+        .labels
+        .iter()
+        .zip(values)
+        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+        .collect();
+    Key::from_parts(metric.name, labels)
+}

@@ -1,0 +1,3 @@
+//! The wire: frames, formats, close codes.
+
+pub mod outcome;

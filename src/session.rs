@@ -1,0 +1,3 @@
+//! One client from upgrade to close, independent of the transport.
+
+pub mod ending;
