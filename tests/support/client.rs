@@ -17,6 +17,7 @@ pub(crate) struct Client {
     protocol: Option<String>,
     cursor: Option<String>,
     pings: usize,
+    ignored: Vec<&'static str>,
 }
 
 impl std::fmt::Debug for Client {
@@ -48,6 +49,7 @@ impl Client {
             protocol,
             cursor: None,
             pings: 0,
+            ignored: Vec::new(),
         }
     }
 
@@ -99,10 +101,24 @@ impl Client {
         }
     }
 
-    /// The next frame.
+    /// From now on frames of this type are passed over: they may come or not.
+    pub(crate) fn ignore(&mut self, kind: &'static str) {
+        self.ignored.push(kind);
+    }
+
+    /// The next frame that is not ignored.
     pub(crate) async fn frame(&mut self) -> Value {
-        let text = self.text().await;
-        let frame: Value = serde_json::from_str(&text)
+        loop {
+            let text = self.text().await;
+            let frame = self.take(&text);
+            if !self.ignored.iter().any(|kind| frame["type"] == *kind) {
+                return frame;
+            }
+        }
+    }
+
+    fn take(&mut self, text: &str) -> Value {
+        let frame: Value = serde_json::from_str(text)
             .unwrap_or_else(|error| panic!("{error} in the frame {text}"));
         if let Some(cursor) = frame["cursor"].as_str() {
             self.cursor = Some(cursor.to_owned());
@@ -139,6 +155,19 @@ impl Client {
         for number in first..=last {
             let frame = self.expect("event").await;
             assert_eq!(frame["id"], format!("{number}-0"), "{frame}");
+        }
+    }
+
+    /// The same where `live` may come between them: the position noted at the attach may be
+    /// older than these entries.
+    pub(crate) async fn expect_events_around_live(&mut self, first: u64, last: u64) {
+        let mut number = first;
+        while number <= last {
+            let frame = self.frame().await;
+            if frame["type"] != "live" {
+                assert_eq!(frame["id"], format!("{number}-0"), "{frame}");
+                number += 1;
+            }
         }
     }
 

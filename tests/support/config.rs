@@ -58,6 +58,18 @@ impl Config {
         self
     }
 
+    /// Takes a table or a key away, such as `auth.key`.
+    pub(crate) fn without(mut self, path: &str) -> Self {
+        let mut tables = path.split('.');
+        let key = tables.next_back().expect("a path is not empty");
+        let table = tables.try_fold(&mut self.file, |table, name| {
+            table.get_mut(name).and_then(Value::as_table_mut)
+        });
+        let removed = table.and_then(|table| table.remove(key));
+        assert!(removed.is_some(), "the config has no {path}");
+        self
+    }
+
     /// Adds to the route, or replaces what it says: a `[snapshot]` here is its snapshot.
     pub(crate) fn route(mut self, text: &str) -> Self {
         let routes = self.file.get_mut("route").and_then(Value::as_array_mut);
