@@ -11,11 +11,17 @@ mod callback;
 #[cfg(test)]
 mod continuity;
 #[cfg(test)]
+mod drain;
+#[cfg(test)]
 mod expiry;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod joining;
+#[cfg(test)]
+mod keepalive;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]

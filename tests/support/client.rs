@@ -7,6 +7,8 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::wait::{DEADLINE, within};
@@ -17,6 +19,7 @@ pub(crate) struct Client {
     protocol: Option<String>,
     cursor: Option<String>,
     pings: usize,
+    pongs: usize,
     ignored: Vec<&'static str>,
 }
 
@@ -49,6 +52,7 @@ impl Client {
             protocol,
             cursor: None,
             pings: 0,
+            pongs: 0,
             ignored: Vec::new(),
         }
     }
@@ -68,6 +72,11 @@ impl Client {
         self.pings
     }
 
+    /// How many of its own pings have been answered so far.
+    pub(crate) fn pongs(&self) -> usize {
+        self.pongs
+    }
+
     /// The next message, whenever it comes.
     pub(crate) async fn receive(&mut self) -> Received {
         loop {
@@ -81,7 +90,8 @@ impl Client {
                     });
                 }
                 Some(Ok(Message::Ping(_))) => self.pings += 1,
-                Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Pong(_))) => self.pongs += 1,
+                Some(Ok(Message::Frame(frame))) => panic!("a part of a message: {frame}"),
                 Some(Ok(Message::Binary(bytes))) => panic!("a binary message: {bytes:?}"),
                 Some(Err(_)) | None => return Received::Cut,
             }
@@ -239,6 +249,13 @@ impl Client {
     pub(crate) async fn send_ping(&mut self) {
         self.send_message(Message::Ping("are you there".into()))
             .await;
+    }
+
+    /// Sends a part of a text message that may never end.
+    pub(crate) async fn send_fragment(&mut self, text: &'static str, is_first: bool) {
+        let opcode = if is_first { Data::Text } else { Data::Continue };
+        let fragment = Frame::message(text, OpCode::Data(opcode), false);
+        self.send_message(Message::Frame(fragment)).await;
     }
 
     async fn send_message(&mut self, message: Message) {
