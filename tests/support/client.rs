@@ -6,10 +6,10 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::wait::{DEADLINE, within};
 
@@ -261,6 +261,15 @@ impl Client {
     async fn send_message(&mut self, message: Message) {
         let sent = self.socket.send(message);
         within(DEADLINE, "a message to the relay", sent).await.ok();
+    }
+
+    /// Begins the closing handshake with this code.
+    pub(crate) async fn close(&mut self, code: u16) {
+        let frame = CloseFrame {
+            code: code.into(),
+            reason: Utf8Bytes::default(),
+        };
+        self.send_message(Message::Close(Some(frame))).await;
     }
 
     /// Goes without a word, as a client does that loses its network.
