@@ -9,6 +9,7 @@ pub mod router;
 pub mod secret;
 pub mod session;
 pub mod snapshot;
+pub mod store;
 pub mod stream;
 pub mod tasks;
 pub mod wake;
