@@ -26,6 +26,7 @@ use crate::protocol::outcome::{Outcome, Refusal};
 use crate::store::{Store, StoreError, Unreadable};
 use crate::stream::{EntryId, StreamKey};
 use crate::tasks::Tasks;
+use crate::wake::Bell;
 
 use backlog::Backlog;
 use chunk::{FormatId, Formats};
@@ -94,6 +95,8 @@ struct Shared {
     feeds: Mutex<Feeds>,
     dirty: Dirty,
     health: Mutex<Health>,
+    /// Rung after each train of reads.
+    train_done: Arc<Bell>,
     /// Counts the reader's connections.
     connection: AtomicU64,
     ring_bytes: AtomicIsize,
@@ -149,6 +152,7 @@ impl Hub {
                 feeds: 0,
                 ring_bytes: 0,
             }),
+            train_done: Arc::default(),
             connection: AtomicU64::new(0),
             ring_bytes: AtomicIsize::new(0),
             feeds_gauge: metrics.gauge(&FEEDS, &[]),
@@ -192,6 +196,21 @@ impl Hub {
     /// Asks the reader to read this feed soon.
     pub fn refresh(&self, feed: &Arc<Feed>) {
         self.shared.dirty.mark(feed, Mark::Asked);
+    }
+
+    /// Waits until every one of these feeds has been read by a command sent from now on: its
+    /// tail is then no older than this call. While Redis is away that lasts.
+    pub async fn refreshed(&self, feeds: &[Arc<Feed>]) {
+        let mut train_done = self.shared.train_done.listen();
+        let sent: Vec<u64> = feeds.iter().map(|feed| feed.reads_sent()).collect();
+        feeds.iter().for_each(|feed| self.refresh(feed));
+        while !feeds
+            .iter()
+            .zip(&sent)
+            .all(|(feed, sent)| feed.was_read_since(*sent))
+        {
+            train_done.rung().await;
+        }
     }
 
     /// Entries that the rings no longer hold.

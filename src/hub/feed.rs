@@ -47,16 +47,22 @@ pub enum After {
         slices: Vec<Slice>,
         /// The epoch in which they were read.
         epoch: Epoch,
+        /// Entries published in the life of the feed, to measure lag by.
+        published: u64,
     },
     /// Nothing yet.
     CaughtUp {
         /// The epoch in which the position is proven.
         epoch: Epoch,
+        /// As above.
+        published: u64,
     },
     /// The ring can't say: the backlog can.
     Behind {
         /// The epoch as of now, which an answer of the backlog is good for.
         epoch: Epoch,
+        /// As above.
+        published: u64,
     },
     /// The stream can't be read.
     Unreadable(Unreadable),
@@ -177,23 +183,24 @@ impl Feed {
         if let Some(reason) = &state.unreadable {
             return After::Unreadable(reason.clone());
         }
-        let epoch = state.epoch;
+        let (epoch, published) = (state.epoch, state.published);
         let proven = position.basis == Basis::Proven(epoch);
         if proven && position.id >= state.tail {
             // Ahead of the tail is normal: a backlog page or another relay was faster.
-            return After::CaughtUp { epoch };
+            return After::CaughtUp { epoch, published };
         }
         // Also a proven position must be found: one that was ahead of the tail may have come
         // from a server that was failed over, and the ring has passed it by then.
         if !state.holds(position.id) {
-            return After::Behind { epoch };
+            return After::Behind { epoch, published };
         }
         if position.id == state.tail {
-            return After::CaughtUp { epoch };
+            return After::CaughtUp { epoch, published };
         }
         After::Entries {
             slices: state.slices_after(position.id),
             epoch,
+            published,
         }
     }
 
@@ -228,11 +235,6 @@ impl Feed {
         self.lock().epoch
     }
 
-    /// Entries published in the life of this feed.
-    pub fn published(&self) -> u64 {
-        self.lock().published
-    }
-
     /// Whether Redis does not answer, and since when (milliseconds since the Unix epoch) the
     /// feed may be old.
     pub fn degraded_as_of(&self) -> Option<u64> {
@@ -262,9 +264,11 @@ impl Feed {
         self.lock().reads_sent
     }
 
-    /// Whether a read that was sent after that one has been answered.
+    /// Whether a read that was sent after that one has been answered, or none will be: the
+    /// stream can't be read.
     pub fn was_read_since(&self, reads_sent: u64) -> bool {
-        self.lock().read_answered > reads_sent
+        let state = self.lock();
+        state.read_answered > reads_sent || state.unreadable.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -359,7 +359,8 @@ impl<'a> Connected<'a> {
             for train in due.chunks(TRAIN_KEYS) {
                 self.pull(train).await?;
             }
-            if self.hello_at <= Instant::now() {
+            // A stream that never rests must not keep the timers from their turn.
+            if self.next_timer() <= Instant::now() {
                 return Ok(());
             }
         }
@@ -370,7 +371,7 @@ impl<'a> Connected<'a> {
         let mut pulls: Vec<Pull> = feeds.iter().map(|feed| self.begin(feed, budget)).collect();
         for _ in 0..=TORN_TRIES {
             if pulls.is_empty() {
-                return Ok(());
+                break;
             }
             let reads: Vec<Read> = pulls.iter().map(|pull| pull.read.clone()).collect();
             let answers = self.connection.read_all(&reads).await?;
@@ -389,6 +390,7 @@ impl<'a> Connected<'a> {
                 .map_or(LossReason::Deleted, |info| continuity::loss(known, &info));
             self.lose(&pull, reason);
         }
+        self.shared.train_done.ring();
         Ok(())
     }
 
