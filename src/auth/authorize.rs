@@ -69,13 +69,12 @@ impl Authorizer {
 
     /// Says what kind of problem it is, and nothing that the client has sent.
     fn complain(&self, route: &Route, problem: &'static str) {
-        if self.is_complaint_due(&route.name) {
+        if self.is_complaint_due(&route.name, Instant::now()) {
             warn!(route = %route.name, problem, "`authorize` can't be evaluated, so the request is refused");
         }
     }
 
-    fn is_complaint_due(&self, route: &str) -> bool {
-        let now = Instant::now();
+    fn is_complaint_due(&self, route: &str, now: Instant) -> bool {
         let mut complaints = self
             .complaints
             .lock()
@@ -96,6 +95,7 @@ fn kind(error: &ExecutionError) -> &'static str {
         ExecutionError::UndeclaredReference(_) => "unknown name: there are claims, path and query",
         ExecutionError::NoSuchOverload(_)
         | ExecutionError::ValuesNotComparable(..)
+        | ExecutionError::UnsupportedBinaryOperator(..)
         | ExecutionError::UnexpectedType { .. }
         | ExecutionError::UnsupportedTargetType { .. }
         | ExecutionError::NotSupportedAsMethod { .. } => "a value of the wrong type",
@@ -132,5 +132,118 @@ fn value(json: &Json) -> Value {
         Json::String(text) => text.as_str().into(),
         Json::Array(items) => Value::List(Arc::new(items.iter().map(value).collect())),
         Json::Object(members) => object(members),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use hyper::HeaderMap;
+    use serde_json::json;
+
+    use super::super::tests::route;
+    use super::*;
+
+    fn evaluate(source: &str) -> Result<bool, &'static str> {
+        let claims = json!({
+            "sub": "alice",
+            "role": "editor",
+            "jobs": ["1", "42"],
+            "level": 3,
+            "debt": -1,
+            "huge": u64::MAX,
+            "share": 0.5,
+            "nothing": null,
+            "org": {"id": 7, "admin": true},
+        });
+        let params = [("job_id", "42"), ("query.tenant", "acme")];
+        let query = [("tenant", "acme"), ("debug", "1")];
+        let owned = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
+        };
+        let request = Request {
+            headers: &HeaderMap::new(),
+            params: &owned(&params),
+            query: &owned(&query),
+        };
+        let route = route(Some(source));
+        let authorize = route.authorize.as_ref().unwrap();
+        Authorizer::new().evaluate(authorize, claims.as_object().unwrap(), &request)
+    }
+
+    #[test]
+    fn expressions_see_claims_path_and_query() {
+        let cases = [
+            ("path.job_id in claims.jobs", Ok(true)),
+            ("'7' in claims.jobs", Ok(false)),
+            (
+                "has(claims.role) && claims.role == 'admin' || path.job_id in claims.jobs",
+                Ok(true),
+            ),
+            ("has(claims.none) && claims.none == 'x'", Ok(false)),
+            ("claims.level >= 3 && claims.level + 1 == 4", Ok(true)),
+            ("claims.debt < 0 && claims.share < 1.0", Ok(true)),
+            ("claims.huge > claims.level", Ok(true)),
+            ("claims.nothing == null", Ok(true)),
+            ("claims.org.admin && claims.org.id == 7", Ok(true)),
+            ("claims.jobs.exists(job, job == path.job_id)", Ok(true)),
+            (
+                "claims.sub.startsWith('a') && claims.sub.matches('^[a-z]+$')",
+                Ok(true),
+            ),
+            ("query.tenant == 'acme' && query['debug'] == '1'", Ok(true)),
+            ("has(query.none)", Ok(false)),
+            ("'query.tenant' in path", Ok(false)),
+            ("size(path) == 1 && size(claims.jobs) == 2", Ok(true)),
+            ("false", Ok(false)),
+        ];
+        for (source, expected) in cases {
+            assert_eq!(evaluate(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_bool_is_a_problem_and_says_which() {
+        let cases = [
+            ("claims.none == 1", "no such key"),
+            ("claims[path.job_id]", "no such key"),
+            ("nobody.sub == 'x'", "unknown name"),
+            ("claims.sub > 1", "wrong type"),
+            ("claims.sub + 1 == 2", "wrong type"),
+            ("claims.jobs[7] == 'x'", "index out of bounds"),
+            ("claims.sub", "no bool"),
+            ("claims", "no bool"),
+            ("null", "no bool"),
+            ("'true'", "no bool"),
+            ("1", "no bool"),
+            ("path.job_id.matches(claims.sub + '(')", "failed"),
+            ("1 / 0 == 1", "failed"),
+            ("int(claims.sub) == 1", "failed"),
+        ];
+        for (source, problem) in cases {
+            let answer = evaluate(source);
+            assert!(
+                answer.is_err_and(|text| text.contains(problem)),
+                "{source}: {answer:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn complaints_are_once_a_minute_and_route() {
+        let authorizer = Authorizer::new();
+        let start = Instant::now();
+        let due = |route, seconds| {
+            authorizer.is_complaint_due(route, start + Duration::from_secs(seconds))
+        };
+        assert!(due("a", 0));
+        assert!(!due("a", 59));
+        assert!(due("b", 59));
+        assert!(due("a", 60));
+        assert!(!due("a", 61));
     }
 }

@@ -57,3 +57,55 @@ fn standard_claims(jwt: &Jwt, subject: &str, lifetime: Duration) -> Map<String, 
     claims.insert(jwt.subject_claim.clone(), subject.into());
     claims
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::TokenFault;
+    use super::super::tests::{jwt, jwt_with_hmac};
+    use super::super::verify::{Verified, Verifier};
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn verified(jwt: &Jwt, claims: &Value) -> Result<Verified, TokenFault> {
+        let claims = claims.as_object().unwrap().clone();
+        Verifier::new(jwt).verify(&mint(jwt, "alice", HOUR, claims).unwrap())
+    }
+
+    #[test]
+    fn the_config_accepts_what_it_mints() {
+        let mut jwt = jwt();
+        let minted = verified(&jwt, &json!({"role": "admin"})).unwrap();
+        assert_eq!(minted.subject.as_deref(), Some("alice"));
+        assert_eq!(minted.claims["role"], "admin");
+        assert_eq!(minted.claims["aud"], "relay");
+
+        jwt.subject_claim = "user_id".to_owned();
+        jwt.issuer.clear();
+        jwt.audience.clear();
+        jwt.require.clear();
+        let minted = verified(&jwt, &json!({})).unwrap();
+        assert_eq!(minted.subject.as_deref(), Some("alice"));
+        assert!(!minted.claims.contains_key("iss"));
+    }
+
+    #[test]
+    fn what_is_asked_for_wins() {
+        let refused = |claims: Value| verified(&jwt_with_hmac(), &claims).err();
+        assert_eq!(refused(json!({"exp": 1})), Some(TokenFault::Expired));
+        assert_eq!(refused(json!({"iss": "x"})), Some(TokenFault::Issuer));
+        assert_eq!(refused(json!({"type": "x"})), Some(TokenFault::Claim));
+        assert_eq!(refused(json!({"sub": "bob"})), None);
+    }
+
+    #[test]
+    fn public_keys_can_not_sign() {
+        let mut jwt = jwt();
+        jwt.keys.retain(|key| key.secret.is_none());
+        assert!(!jwt.keys.is_empty());
+        let minted = mint(&jwt, "alice", HOUR, Map::new());
+        assert_eq!(minted, Err(MintError::NoSecret));
+    }
+}

@@ -87,3 +87,125 @@ fn texts(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Cow<'_, 
         .map(HeaderValue::as_bytes)
         .map(String::from_utf8_lossy)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn sources() -> [TokenSource; 4] {
+        [
+            TokenSource::Header,
+            TokenSource::Subprotocol {
+                prefix: "bearer.".to_owned(),
+            },
+            TokenSource::Cookie {
+                name: "session".to_owned(),
+            },
+            TokenSource::Query {
+                name: "token".to_owned(),
+            },
+        ]
+    }
+
+    /// A header's name and value.
+    type Line = (&'static str, &'static str);
+
+    fn found(lines: &[Line], query: &str) -> Result<String, TokenFault> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        let query = form_urlencoded::parse(query.as_bytes()).into_owned();
+        let request = Request {
+            headers: &headers,
+            params: &BTreeMap::new(),
+            query: &query.collect(),
+        };
+        find(&sources(), &request).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn each_source_is_read() {
+        const AUTH: &str = "authorization";
+        const PROTOCOL: &str = "sec-websocket-protocol";
+        const COOKIE: &str = "cookie";
+        let missing = Err(TokenFault::Missing);
+        let cases: &[(&[Line], Result<&str, TokenFault>)] = &[
+            (&[(AUTH, "Bearer a.b.c")], Ok("a.b.c")),
+            (&[(AUTH, "bearer a")], Ok("a")),
+            (&[(AUTH, "BEARER   a")], Ok("a")),
+            (&[(AUTH, "Bearer")], Ok("")),
+            (&[(AUTH, "Bearer ")], Ok("")),
+            (&[(AUTH, "Bearer ä")], Ok("ä")),
+            (&[(AUTH, "Basic YTpi")], missing),
+            (&[(AUTH, "a.b.c")], missing),
+            (&[(AUTH, "Bearera")], missing),
+            (&[(AUTH, "")], missing),
+            (
+                &[(AUTH, "Bearer a"), (AUTH, "Bearer a")],
+                Err(TokenFault::Malformed),
+            ),
+            (
+                &[(AUTH, "Basic a"), (AUTH, "Bearer a")],
+                Err(TokenFault::Malformed),
+            ),
+            (&[(PROTOCOL, "relay.v1, bearer.a.b.c")], Ok("a.b.c")),
+            (&[(PROTOCOL, "relay.v1"), (PROTOCOL, "bearer.a")], Ok("a")),
+            (&[(PROTOCOL, "bearer.a,bearer.b")], Ok("a")),
+            (&[(PROTOCOL, "bearer.")], Ok("")),
+            (&[(PROTOCOL, "Bearer.a")], missing),
+            (&[(PROTOCOL, ",, ,")], missing),
+            (&[(COOKIE, "x=1; session=a; y=2")], Ok("a")),
+            (&[(COOKIE, "x=1"), (COOKIE, "session=a")], Ok("a")),
+            (&[(COOKIE, "session=a; session=b")], Ok("a")),
+            (&[(COOKIE, "session=\"a\"")], Ok("a")),
+            (&[(COOKIE, "bad; =; x=ü; session=a==")], Ok("a==")),
+            (&[(COOKIE, "session=")], Ok("")),
+            (&[(COOKIE, "Session=a; xsession=b")], missing),
+            (&[], missing),
+        ];
+        assert!(!cases.is_empty());
+        for (lines, expected) in cases {
+            assert_eq!(found(lines, ""), expected.map(str::to_owned), "{lines:?}");
+        }
+        assert_eq!(found(&[], "token=a&x=1"), Ok("a".to_owned()));
+        assert_eq!(found(&[], "token="), Ok(String::new()));
+        assert_eq!(found(&[], "tokens=a"), Err(TokenFault::Missing));
+    }
+
+    #[test]
+    fn the_first_source_that_is_present_decides() {
+        let header = ("authorization", "Bearer header");
+        let protocol = ("sec-websocket-protocol", "bearer.protocol");
+        let cookie = ("cookie", "session=cookie");
+        let all = [cookie, protocol, header];
+        assert_eq!(found(&all, "token=query"), Ok("header".to_owned()));
+        assert_eq!(found(&all[..2], "token=query"), Ok("protocol".to_owned()));
+        assert_eq!(found(&all[..1], "token=query"), Ok("cookie".to_owned()));
+        let empty = [("authorization", "Bearer"), protocol];
+        assert_eq!(
+            found(&empty, ""),
+            Ok(String::new()),
+            "present, though empty"
+        );
+        let basic = [("authorization", "Basic a"), protocol];
+        assert_eq!(found(&basic, ""), Ok("protocol".to_owned()));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_nothing_but_themselves() {
+        let mut headers = HeaderMap::new();
+        headers.append(
+            AUTHORIZATION,
+            HeaderValue::from_bytes(b"Bearer \xff").unwrap(),
+        );
+        assert_eq!(bearer(&headers), Some(Err(TokenFault::Malformed)));
+        headers.append(
+            COOKIE,
+            HeaderValue::from_bytes(b"x=\xff; session=a").unwrap(),
+        );
+        assert_eq!(cookie(&headers, "session"), Some("a".to_owned()));
+    }
+}

@@ -1,12 +1,14 @@
 //! Keys and claims: whether a key of the config has signed a token, and for us, and for now.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
@@ -63,8 +65,8 @@ impl Verifier {
     }
 
     /// Checks everything that the config wants of a token. Of several things that are wrong,
-    /// the first of these is told: size, form, `crit`, algorithm, signature, `exp` and `nbf`,
-    /// issuer, audience, types, `require`.
+    /// the first of these is told: size, form, `crit`, algorithm, signature, types, `exp` and
+    /// `nbf`, issuer, audience, `require`.
     pub(super) fn verify(&self, token: &str) -> Result<Verified, TokenFault> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenFault::TooLarge);
@@ -72,10 +74,11 @@ impl Verifier {
         let algorithm = algorithm(token)?;
         let claims = self.decode(token, algorithm)?;
         self.check(&claims)?;
-        let exp = expires(&claims)?;
+        let exp = claims.get("exp").and_then(numeric_date);
+        let exp = exp.ok_or(TokenFault::ExpMissing)?;
         let at = |time| (self.expiry == Expiry::Close).then(|| instant(time))?;
         Ok(Verified {
-            subject: subject(&claims, &self.subject_claim)?,
+            subject: self.subject(&claims)?,
             token_expires_at: at(exp),
             expires_at: at(exp.saturating_add(self.leeway)),
             claims,
@@ -89,8 +92,8 @@ impl Verifier {
         let fitting = |key: &&Key| key.validation.algorithms.contains(&algorithm);
         let mut fault = TokenFault::Algorithm;
         for key in self.keys.iter().filter(fitting) {
-            match jsonwebtoken::decode(token, &key.decoding, &key.validation) {
-                Ok(data) => return Ok(data.claims),
+            match jsonwebtoken::decode::<WellTyped>(token, &key.decoding, &key.validation) {
+                Ok(data) => return Ok(data.claims.0),
                 Err(error) => fault = fault_of(error.kind()),
             }
             if fault != TokenFault::Signature {
@@ -100,26 +103,26 @@ impl Verifier {
         Err(fault)
     }
 
-    /// What jsonwebtoken lets pass: registered claims that are absent or of the wrong type,
-    /// and the claims of `require`.
+    /// What jsonwebtoken lets pass: an absent issuer or audience. And the claims of `require`.
     fn check(&self, claims: &Map<String, Value>) -> Result<(), TokenFault> {
-        match claims.get("iss") {
-            None if self.checks_issuer => return Err(TokenFault::Issuer),
-            None | Some(Value::String(_)) => {}
-            Some(_) => return Err(TokenFault::ClaimType),
+        if self.checks_issuer && !claims.contains_key("iss") {
+            return Err(TokenFault::Issuer);
         }
-        match claims.get("aud") {
-            None if self.checks_audience => return Err(TokenFault::Audience),
-            None | Some(Value::String(_)) => {}
-            Some(Value::Array(values)) if values.iter().all(Value::is_string) => {}
-            Some(_) => return Err(TokenFault::ClaimType),
+        if self.checks_audience && !claims.contains_key("aud") {
+            return Err(TokenFault::Audience);
         }
-        subject(claims, "sub")?;
         let as_required = |(name, value): (&String, &Value)| claims.get(name) == Some(value);
         if !self.require.iter().all(as_required) {
             return Err(TokenFault::Claim);
         }
         Ok(())
+    }
+
+    fn subject(&self, claims: &Map<String, Value>) -> Result<Option<String>, TokenFault> {
+        let claim = claims.get(&self.subject_claim);
+        claim
+            .map(|value| identity(value).ok_or(TokenFault::ClaimType))
+            .transpose()
     }
 }
 
@@ -129,9 +132,8 @@ impl Key {
         validation.algorithms.clone_from(&key.algorithms);
         validation.leeway = jwt.leeway.as_secs();
         validation.validate_nbf = true;
-        // An absent `exp` is found by `expires`: here it would be told from one of the wrong
-        // type no longer.
-        validation.required_spec_claims = HashSet::new();
+        // Of several that are absent an arbitrary one would be told: `check` sees to the others.
+        validation.set_required_spec_claims(&["exp"]);
         if !jwt.issuer.is_empty() {
             validation.set_issuer(&jwt.issuer);
         }
@@ -171,9 +173,11 @@ fn algorithm(token: &str) -> Result<Algorithm, TokenFault> {
         return Err(TokenFault::Crit);
     }
     let name = header.get("alg").and_then(Value::as_str);
-    name.ok_or(TokenFault::Malformed)?
-        .parse()
-        .map_err(|_| TokenFault::Algorithm)
+    let name = name.ok_or(TokenFault::Malformed)?;
+    let algorithm = name.parse().map_err(|_| TokenFault::Algorithm)?;
+    // The rest of the header, so that a wrong type that is found later is one of a claim.
+    jsonwebtoken::decode_header(token).map_err(|_| TokenFault::Malformed)?;
+    Ok(algorithm)
 }
 
 fn fault_of(kind: &ErrorKind) -> TokenFault {
@@ -182,7 +186,9 @@ fn fault_of(kind: &ErrorKind) -> TokenFault {
         ErrorKind::ImmatureSignature => TokenFault::NotYetValid,
         ErrorKind::InvalidIssuer => TokenFault::Issuer,
         ErrorKind::InvalidAudience => TokenFault::Audience,
+        ErrorKind::MissingRequiredClaim(_) => TokenFault::ExpMissing,
         ErrorKind::InvalidClaimFormat(_) => TokenFault::ClaimType,
+        ErrorKind::Json(error) if error.is_data() => TokenFault::ClaimType,
         ErrorKind::InvalidToken
         | ErrorKind::Base64(_)
         | ErrorKind::Json(_)
@@ -192,25 +198,49 @@ fn fault_of(kind: &ErrorKind) -> TokenFault {
     }
 }
 
-/// A claim that says who somebody is: a string (RFC 7519 section 4.1.2), or an integer, which
-/// many issuers use.
-fn subject(claims: &Map<String, Value>, name: &str) -> Result<Option<String>, TokenFault> {
-    match claims.get(name) {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Number(number)) if !number.is_f64() => Ok(Some(number.to_string())),
-        Some(_) => Err(TokenFault::ClaimType),
+/// Claims of which those that RFC 7519 section 4.1 registers are of the right type, where they
+/// are present. jsonwebtoken takes a claim of the wrong type for an absent one, or for no JSON.
+struct WellTyped(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for WellTyped {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let claims = Map::deserialize(deserializer)?;
+        let is = |name: &str, fits: fn(&Value) -> bool| claims.get(name).is_none_or(fits);
+        let well_typed = is("exp", |value| numeric_date(value).is_some())
+            && is("nbf", |value| numeric_date(value).is_some())
+            && is("iss", Value::is_string)
+            && is("aud", is_audience)
+            && is("sub", |value| identity(value).is_some());
+        if !well_typed {
+            return Err(D::Error::custom("a registered claim of the wrong type"));
+        }
+        Ok(Self(claims))
     }
 }
 
-/// `exp` from the Unix epoch. It may have a fraction (RFC 7519 section 2).
-fn expires(claims: &Map<String, Value>) -> Result<Duration, TokenFault> {
-    let exp = claims.get("exp").ok_or(TokenFault::ExpMissing)?;
-    if let Some(seconds) = exp.as_u64() {
-        return Ok(Duration::from_secs(seconds));
+/// Seconds from the Unix epoch, perhaps with a fraction (RFC 7519 section 2).
+fn numeric_date(value: &Value) -> Option<Duration> {
+    if let Some(seconds) = value.as_u64() {
+        return Some(Duration::from_secs(seconds));
     }
-    let seconds = exp.as_f64().ok_or(TokenFault::ClaimType)?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| TokenFault::ClaimType)
+    // Fails for what is before the epoch, or after the end of u64.
+    Duration::try_from_secs_f64(value.as_f64()?).ok()
+}
+
+fn is_audience(value: &Value) -> bool {
+    let several = value.as_array();
+    value.is_string() || several.is_some_and(|values| values.iter().all(Value::is_string))
+}
+
+/// Who somebody is: a string (RFC 7519 section 4.1.2), or an integer, which many issuers use.
+fn identity(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) if !number.is_f64() => Some(number.to_string()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            None
+        }
+    }
 }
 
 /// A time from the Unix epoch on the clock that timers use; now if it is past. `None` is later
