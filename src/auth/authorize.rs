@@ -92,7 +92,7 @@ impl Authorizer {
 fn kind(error: &ExecutionError) -> &'static str {
     match error {
         ExecutionError::NoSuchKey(_) => "no such key: guard it with has()",
-        ExecutionError::UndeclaredReference(_) => "unknown name: there are claims, path and query",
+        ExecutionError::UndeclaredReference(_) => "unknown function",
         ExecutionError::NoSuchOverload(_)
         | ExecutionError::ValuesNotComparable(..)
         | ExecutionError::UnsupportedBinaryOperator(..)
@@ -211,7 +211,7 @@ mod tests {
         let cases = [
             ("claims.none == 1", "no such key"),
             ("claims[path.job_id]", "no such key"),
-            ("nobody.sub == 'x'", "unknown name"),
+            ("nothing(claims.sub)", "unknown function"),
             ("claims.sub > 1", "wrong type"),
             ("claims.sub + 1 == 2", "wrong type"),
             ("claims.jobs[7] == 'x'", "index out of bounds"),

@@ -3,18 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
+use jsonwebtoken::{Algorithm, EncodingKey};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
-use crate::config::{Expiry, VerificationKey};
-use crate::secret::Secret;
+use crate::config::Expiry;
+use crate::protocol::outcome::{Outcome, Refusal};
 
 const SECRET: &str = "a test secret of at least 32 bytes";
 const OTHER_SECRET: &str = "another test secret of 32 bytes or more";
@@ -393,9 +393,14 @@ fn claim_types(cases: &mut Cases) {
 }
 
 #[test]
+fn an_authority_is_shared_by_all_connections() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Authority>();
+}
+
+#[test]
 fn a_public_key_is_no_secret() {
-    let mut jwt = jwt();
-    jwt.keys = vec![rsa_key()];
+    let jwt = jwt_with(RSA_KEY);
     let secret = EncodingKey::from_secret(RSA_PUBLIC);
     let token = sign_with(Algorithm::HS256, &secret, &claims());
     assert_eq!(verify(&jwt, &token), Err(TokenFault::Algorithm));
@@ -403,8 +408,8 @@ fn a_public_key_is_no_secret() {
 
 #[test]
 fn only_the_algorithms_of_the_key_are_accepted() {
-    let mut jwt = jwt();
-    jwt.keys = vec![hmac_key(SECRET, &[Algorithm::HS256])];
+    let mut jwt = jwt_with_hmac();
+    jwt.keys[0].algorithms = vec![Algorithm::HS256];
     let token = sign(Algorithm::HS512, &claims());
     assert_eq!(verify(&jwt, &token), Err(TokenFault::Algorithm));
     jwt.keys.clear();
@@ -414,11 +419,10 @@ fn only_the_algorithms_of_the_key_are_accepted() {
 
 #[test]
 fn the_key_that_signed_gives_the_reason() {
-    let algorithms = &[Algorithm::HS256];
+    let old_key = HMAC_KEY.replace(SECRET, OTHER_SECRET);
     let expired = sign(Algorithm::HS256, &with("exp", json!(1)));
-    for secrets in [[SECRET, OTHER_SECRET], [OTHER_SECRET, SECRET]] {
-        let mut jwt = jwt();
-        jwt.keys = secrets.map(|secret| hmac_key(secret, algorithms)).into();
+    for keys in [[HMAC_KEY, &old_key], [&old_key, HMAC_KEY]] {
+        let jwt = jwt_with(&keys.concat());
         assert_eq!(verify(&jwt, &expired), Err(TokenFault::Expired));
         assert_eq!(verify(&jwt, &sign(Algorithm::HS256, &claims())), Ok(()));
     }
@@ -529,6 +533,76 @@ fn public_routes_look_at_no_token() {
     let authority = Authority::of(Some(&jwt()), &metrics);
     let answer = admit_to(&authority, &closed, &HeaderMap::new());
     assert_eq!(answer.unwrap_err(), TokenFault::Missing.into());
+}
+
+#[test]
+fn streams_are_named_after_path_query_and_claims() {
+    let route = route_with(
+        "streams = ['job:{job_id}', 'user:{claims.sub}:{query.tenant}', 'all', 'n:{claims.version}']",
+    );
+    let authority = Authority::of(Some(&jwt()), &Metrics::new());
+    let admit = |tenant: Option<&str>, claims: &Value| {
+        let mut params = BTreeMap::from([("job_id".to_owned(), "42".to_owned())]);
+        params.extend(tenant.map(|tenant| ("query.tenant".to_owned(), tenant.to_owned())));
+        let request = Request {
+            headers: &bearer(&sign(Algorithm::HS256, claims)),
+            params: &params,
+            query: &BTreeMap::new(),
+        };
+        let grant = authority.admit(&route, &request)?;
+        let keys = grant.streams.as_slice().iter();
+        Ok(keys.map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let keys = admit(Some("acme"), &claims());
+    let expected = ["job:42", "user:alice:acme", "all", "n:2"];
+    assert_eq!(keys, Ok(expected.map(str::to_owned).into()));
+
+    let refused = |answer: Result<_, Rejection>| answer.map_err(|rejection| rejection.refusal());
+    let missing = Refusal::new(Outcome::BadRequest, "parameter_missing");
+    assert_eq!(refused(admit(None, &claims())), Err(missing));
+    let unusable = Refusal::new(Outcome::Forbidden, "claim_unusable");
+    assert_eq!(refused(admit(Some("acme"), &without("sub"))), Err(unusable));
+    for subject in [
+        "",
+        "*",
+        "a b",
+        "a\0",
+        "a\n",
+        "job:[1]",
+        "{x}",
+        &"x".repeat(257),
+    ] {
+        let answer = admit(Some("acme"), &with("sub", json!(subject)));
+        assert_eq!(refused(answer), Err(unusable), "{subject:?}");
+    }
+}
+
+#[test]
+fn authorize_has_the_last_word() {
+    let metrics = Metrics::new();
+    let authority = Authority::of(Some(&jwt()), &metrics);
+    let answer = |authorize: &str, claims: &Value| {
+        let headers = bearer(&sign(Algorithm::HS256, claims));
+        admit_to(&authority, &route(Some(authorize)), &headers).map(|_| ())
+    };
+    let jobs = "path.job_id in claims.jobs";
+    let owner = with("jobs", json!(["1", "marked-param"]));
+    assert_eq!(answer(jobs, &owner), Ok(()));
+    let no = Err(Rejection::NotAllowed);
+    assert_eq!(answer(jobs, &with("jobs", json!(["1", "2"]))), no);
+    assert_eq!(answer(jobs, &with("jobs", json!("marked-param"))), no);
+    assert_eq!(answer(jobs, &claims()), no, "an error is a no");
+    assert_eq!(
+        answer("claims.sub", &claims()),
+        no,
+        "and so is what is no bool"
+    );
+    let expired = with("exp", json!(1));
+    assert_eq!(answer("true", &expired), Err(TokenFault::Expired.into()));
+    let refusals = TokenFault::ALL
+        .iter()
+        .map(|fault| rejections(&metrics, *fault));
+    assert_eq!(refusals.sum::<u64>(), 1, "only tokens count as such");
 }
 
 #[test]
@@ -711,63 +785,79 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 /// A config with a key of each kind.
 pub(super) fn jwt() -> Jwt {
-    let public = |algorithms: &[Algorithm], decoding: DecodingKey| VerificationKey {
-        algorithms: algorithms.to_vec(),
-        decoding,
-        secret: None,
-    };
-    let p256 = DecodingKey::from_ec_pem(include_bytes!("../../tests/keys/p256.pub.pem"));
-    let p384 = DecodingKey::from_ec_pem(include_bytes!("../../tests/keys/p384.pub.pem"));
-    let ed25519 = DecodingKey::from_ed_pem(include_bytes!("../../tests/keys/ed25519.pub.pem"));
-    let mut jwt = jwt_with_hmac();
-    jwt.keys.extend([
-        rsa_key(),
-        public(&[Algorithm::ES256], p256.unwrap()),
-        public(&[Algorithm::ES384], p384.unwrap()),
-        public(&[Algorithm::EdDSA], ed25519.unwrap()),
-    ]);
-    jwt
+    let keys = [
+        HMAC_KEY,
+        RSA_KEY,
+        concat!(
+            "[[auth.key]]\nalgorithms = ['ES256']\npublic_key = \"\"\"",
+            include_str!("../../tests/keys/p256.pub.pem"),
+            "\"\"\"\n"
+        ),
+        concat!(
+            "[[auth.key]]\nalgorithms = ['ES384']\npublic_key = \"\"\"",
+            include_str!("../../tests/keys/p384.pub.pem"),
+            "\"\"\"\n"
+        ),
+        concat!(
+            "[[auth.key]]\nalgorithms = ['EdDSA']\npublic_key = \"\"\"",
+            include_str!("../../tests/keys/ed25519.pub.pem"),
+            "\"\"\"\n"
+        ),
+    ];
+    jwt_with(&keys.concat())
 }
 
 /// The same with the HMAC key alone.
 pub(super) fn jwt_with_hmac() -> Jwt {
-    let algorithms = [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
-    Jwt {
-        token_from: vec![
-            TokenSource::Header,
-            TokenSource::Subprotocol {
-                prefix: "bearer.".to_owned(),
-            },
-        ],
-        issuer: vec!["https://a.test".to_owned(), "https://b.test".to_owned()],
-        audience: vec!["relay".to_owned(), "also-relay".to_owned()],
-        require: BTreeMap::from([
-            ("type".to_owned(), json!("access")),
-            ("version".to_owned(), json!(2)),
-        ]),
-        subject_claim: "sub".to_owned(),
-        leeway: Duration::from_secs(30),
-        expiry: Expiry::Close,
-        keys: vec![hmac_key(SECRET, &algorithms)],
-    }
+    jwt_with(HMAC_KEY)
 }
 
-fn hmac_key(secret: &str, algorithms: &[Algorithm]) -> VerificationKey {
-    VerificationKey {
-        algorithms: algorithms.to_vec(),
-        decoding: DecodingKey::from_secret(secret.as_bytes()),
-        secret: Some(Secret::new(secret)),
-    }
+fn jwt_with(keys: &str) -> Jwt {
+    config(keys, "").auth.jwt.unwrap()
 }
 
-fn rsa_key() -> VerificationKey {
-    use Algorithm::{PS256, PS384, PS512, RS256, RS384, RS512};
-    VerificationKey {
-        algorithms: vec![RS256, RS384, RS512, PS256, PS384, PS512],
-        decoding: DecodingKey::from_rsa_pem(RSA_PUBLIC).unwrap(),
-        secret: None,
-    }
+/// A route without a snapshot.
+pub(super) fn route(authorize: Option<&str>) -> Route {
+    let authorize = authorize.map(|source| format!("authorize = {}\n", json!(source)));
+    route_with(&authorize.unwrap_or_default())
 }
+
+fn route_with(lines: &str) -> Route {
+    config(HMAC_KEY, lines).routes.remove(0)
+}
+
+fn config(keys: &str, route: &str) -> Config {
+    let streams = "streams = ['job:{job_id}']\n";
+    let streams = if route.contains("streams") {
+        ""
+    } else {
+        streams
+    };
+    let text = format!(
+        "{AUTH}{keys}[[route]]\nname = 'job'\npath = '/ws/jobs/{{job_id}}'\n{streams}{route}"
+    );
+    Config::parse(&text, "relay.toml", &|_| None).unwrap()
+}
+
+const AUTH: &str = "
+[auth]
+issuer = ['https://a.test', 'https://b.test']
+audience = ['relay', 'also-relay']
+require = { type = 'access', version = 2 }
+";
+
+const HMAC_KEY: &str = "
+[[auth.key]]
+algorithms = ['HS256', 'HS384', 'HS512']
+secret = 'a test secret of at least 32 bytes'
+";
+
+const RSA_KEY: &str = concat!(
+    "[[auth.key]]\nalgorithms = ['RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512']\n",
+    "public_key = \"\"\"",
+    include_str!("../../tests/keys/rsa.pub.pem"),
+    "\"\"\"\n"
+);
 
 /// Claims that [`jwt`] accepts.
 fn claims() -> Value {
@@ -848,38 +938,6 @@ fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap()
         .as_secs()
-}
-
-/// A route without streams.
-pub(super) fn route(authorize: Option<&str>) -> Route {
-    use crate::config;
-    Route {
-        name: "job".to_owned(),
-        path: "/ws/jobs/{job_id}".to_owned(),
-        streams: Vec::new(),
-        params: BTreeMap::new(),
-        public: false,
-        authorize: authorize.map(|source| config::Authorize {
-            source: source.to_owned(),
-            program: cel::Program::compile(source).unwrap(),
-        }),
-        history: config::History::None,
-        resume_query: "cursor".to_owned(),
-        snapshot: None,
-        message: config::Message {
-            format: config::Format {
-                kind: config::FormatKind::Envelope { field: None },
-                max_bytes: 1024,
-            },
-            control: true,
-            snapshot_template: String::new(),
-        },
-        slow: config::Slow {
-            write_timeout: Duration::from_secs(15),
-            max_lag: None,
-            then: config::WhenLagging::Close,
-        },
-    }
 }
 
 fn verify(jwt: &Jwt, token: &str) -> Result<(), TokenFault> {
