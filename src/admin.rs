@@ -195,7 +195,10 @@ impl Admin {
         }
         self.drain.start();
         if variable(request.uri().query().unwrap_or_default(), "wait").is_none() {
-            let body = json!({ "phase": phase_name(self.drain.signal().phase()) });
+            let body = json!({
+                "phase": phase_name(self.drain.signal().phase()),
+                "longest_ms": u64::try_from(self.drain.longest().as_millis()).unwrap_or(u64::MAX),
+            });
             return answer(StatusCode::ACCEPTED, JSON, body.to_string());
         }
         match self.drain.finished().await {

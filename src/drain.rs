@@ -111,7 +111,8 @@ impl Drain {
     }
 
     /// The longest that a drain takes, from its start to its end.
-    pub fn longest(times: &config::Drain) -> Duration {
+    pub fn longest(&self) -> Duration {
+        let times = &self.shared.times;
         times.delay + times.window + times.grace + AFTER_CUT
     }
 }

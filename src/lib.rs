@@ -13,6 +13,7 @@ pub mod router;
 pub mod secret;
 pub mod session;
 pub mod snapshot;
+pub mod store_live;
 pub mod stream;
 pub mod tasks;
 pub mod telemetry;
