@@ -5,6 +5,7 @@
 //! attaching, so that a wave of backlog reads never delays a client that has just come.
 
 mod connection;
+pub mod live;
 mod reply;
 
 use std::time::Duration;
