@@ -18,3 +18,4 @@ pub mod stream;
 pub mod tasks;
 pub mod telemetry;
 pub mod wake;
+pub mod websocket;
