@@ -1,14 +1,21 @@
 //! Relay streams Redis Streams to WebSocket clients, beside an API that already exists.
 
+pub mod admin;
 pub mod auth;
 pub mod config;
+pub mod drain;
 pub mod hub;
+pub mod listener;
 pub mod metrics;
 pub mod protocol;
+pub mod relay;
 pub mod router;
 pub mod secret;
 pub mod session;
 pub mod snapshot;
+pub mod store;
 pub mod stream;
 pub mod tasks;
+pub mod telemetry;
 pub mod wake;
+pub mod websocket;

@@ -1,0 +1,278 @@
+//! The clients' port: an accept loop, and one tracked task per connection.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics::{Counter, Gauge};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::config::Server;
+use crate::drain;
+use crate::metrics::{CONNECTIONS, CONNECTS, Metrics};
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::router::Router;
+use crate::session::ending::DrainSignal;
+use crate::tasks::Tasks;
+
+/// Connections that the kernel completes before they are accepted; it has a limit of its own.
+const BACKLOG: u32 = 4096;
+/// The smallest buffer for a request's head that hyper takes.
+const SMALLEST_HEAD: usize = 8192;
+/// Pauses after accepting failed, which it does when files run out.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Clients above the limit that are told so at once; more than these are only dropped.
+const TURNED_AWAY_AT_ONCE: usize = 64;
+/// How long such a client may take to ask and to go.
+const TURNING_AWAY: Duration = Duration::from_secs(1);
+const TOO_MANY: Refusal = Refusal::new(Outcome::TooMany, "too_many_connections");
+/// Seconds after which such a client may come back; at random, so that they don't come together.
+const COME_BACK_S: std::ops::RangeInclusive<u64> = 2..=10;
+
+/// Binds one of the two ports. The error names the key and the address.
+pub fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().with_context(|| format!("{key}: cannot listen on {address}"))
+}
+
+/// Everything that connections of clients are served with.
+pub struct ClientPort {
+    router: Arc<Router>,
+    drain: DrainSignal,
+    tasks: Tasks,
+    http: http1::Builder,
+    send_buffer: usize,
+    seats: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+    open: Gauge,
+    refused: Counter,
+}
+
+/// A connection's place among `max_connections`. A session keeps it after the upgrade.
+struct Seat {
+    _permit: OwnedSemaphorePermit,
+    open: Gauge,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.open.decrement(1.0);
+    }
+}
+
+impl ClientPort {
+    /// Connections are tasks of `tasks`, and sessions have to be as well.
+    pub fn new(
+        server: &Server,
+        router: Arc<Router>,
+        drain: DrainSignal,
+        tasks: Tasks,
+        metrics: &Metrics,
+    ) -> Self {
+        let mut http = http1::Builder::new();
+        // One request a connection: whoever neither upgrades nor goes would keep a seat.
+        http.keep_alive(false)
+            .half_close(false)
+            .timer(TokioTimer::new())
+            .header_read_timeout(server.handshake_timeout)
+            .max_buf_size(server.max_head.max(SMALLEST_HEAD));
+        Self {
+            router,
+            drain,
+            tasks,
+            http,
+            send_buffer: server.send_buffer,
+            seats: Arc::new(Semaphore::new(server.max_connections)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
+            open: metrics.gauge(&CONNECTIONS, &[]),
+            refused: metrics.counter(&CONNECTS, &["", TOO_MANY.reason]),
+        }
+    }
+
+    /// Accepts connections until a drain refuses them; then the port is closed.
+    pub async fn accept(self: Arc<Self>, socket: TcpListener) {
+        let mut ending = pin!(self.drain.refusing());
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let accepted = tokio::select! {
+                () = &mut ending => return,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    pause = FIRST_PAUSE;
+                    self.admit(stream, peer);
+                }
+                Err(error) if is_about_one_connection(&error) => {
+                    debug!(%error, "a connection was gone before it was accepted");
+                }
+                Err(error) => {
+                    warn!(%error, ?pause, "no connection could be accepted");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        if let Ok(permit) = self.seats.clone().try_acquire_owned() {
+            self.open.increment(1.0);
+            let open = self.open.clone();
+            let seat = Arc::new(Seat {
+                _permit: permit,
+                open,
+            });
+            // A client that came over IPv4 to a port of both families has an IPv4 address.
+            let peer = peer.ip().to_canonical();
+            let connection = self.clone().serve(stream, peer, seat);
+            self.tasks.spawn("connection", connection);
+            return;
+        }
+        self.refused.increment(1);
+        if let Ok(permit) = self.turned_away.clone().try_acquire_owned() {
+            self.tasks.spawn("turning away", async move {
+                // Whoever neither asks nor goes in time is only dropped.
+                let _too_late = timeout(TURNING_AWAY, turn_away(stream)).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// One connection, up to its answer or its upgrade.
+    ///
+    /// Arms: the connection; the drain, after which a request that is being served is still
+    /// answered; the cut.
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: IpAddr, seat: Arc<Seat>) {
+        if let Err(error) = self.configure(&stream) {
+            debug!(%error, "a connection was gone before it was served");
+            return;
+        }
+        let service = service_fn(|request| self.router.respond(peer, request, seat.clone()));
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection.with_upgrades());
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = self.drain.refusing() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    served = connection.as_mut() => served,
+                    () = drain::cut(&self.drain) => return,
+                }
+            }
+        };
+        if let Err(error) = served {
+            debug!(%peer, %error, "a connection ended early");
+        }
+    }
+
+    fn configure(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        socket.set_send_buffer_size(self.send_buffer)?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_notsent_lowat(u32::try_from(self.send_buffer).unwrap_or(u32::MAX))?;
+        Ok(())
+    }
+}
+
+/// Errors that say nothing about the next connection.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+/// Answers a connection above the limit without serving it.
+async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
+    // The request is read first: closing with bytes unread is a reset, and the client would
+    // never see the answer.
+    let mut head = [0; 1024];
+    let mut tail = [0; 4];
+    while tail != *b"\r\n\r\n" {
+        match stream.read(&mut head).await? {
+            0 => return Ok(()),
+            read => {
+                for byte in &head[..read] {
+                    tail.rotate_left(1);
+                    tail[3] = *byte;
+                }
+            }
+        }
+    }
+    stream.write_all(too_many().as_bytes()).await?;
+    stream.shutdown().await?;
+    while stream.read(&mut head).await? > 0 {}
+    Ok(())
+}
+
+fn too_many() -> String {
+    let status = TOO_MANY.outcome.status();
+    let body = format!(r#"{{"error":"{}"}}"#, TOO_MANY.reason);
+    let retry_after = rand::random_range(COME_BACK_S);
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+         retry-after: {retry_after}\r\nconnection: close\r\n\r\n{body}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_in_use_names_key_and_address() {
+        let taken = bind("server.listen", "127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind("server.listen", address).unwrap_err();
+        let message = format!("{error:#}");
+        assert!(message.contains("server.listen"), "{message}");
+        assert!(message.contains(&address.to_string()), "{message}");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_one_too_many_is_told_when_to_come_back() {
+        let port = bind("server.listen", "127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = port.local_addr().unwrap();
+        let client = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = b"GET /ws HTTP/1.1\r\nhost: x\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let relay = async {
+            let (stream, _) = port.accept().await.unwrap();
+            turn_away(stream).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(client, relay);
+        assert!(answer.starts_with("HTTP/1.1 429 Too Many Requests\r\n"));
+        assert!(answer.contains("\r\nretry-after: "), "{answer}");
+        assert!(answer.ends_with(r#"{"error":"too_many_connections"}"#));
+    }
+}
