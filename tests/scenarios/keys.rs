@@ -85,10 +85,9 @@ async fn s18_without_tracking_it_polls() {
     let median = median_of_new_keys(&redis, &relay).await;
     assert!(median < Duration::from_millis(100), "{median:?}");
     relay.metric_reaches("relay_redis_tracking", &[], 0.0).await;
-    let lines = relay.log_lines();
-    let said: Vec<_> = lines
-        .iter()
-        .filter(|line| line.contains("tracking") && line.contains("poll"))
+    let lines = relay.log_lines().into_iter();
+    let said: Vec<String> = lines
+        .filter(|line| line.contains("TRACKING") && line.contains("poll"))
         .collect();
     assert_eq!(said.len(), 1, "{said:#?}");
 }

@@ -279,7 +279,7 @@ async fn s21_a_client_that_comes_while_redis_is_away() {
     // Of a stream that is known: served, and told.
     let mut known = relay.open(JOB).await;
     known.expect_snapshot("connect").await;
-    let mut kinds = vec![known.frame().await, known.frame().await];
+    let mut kinds = [known.frame().await, known.frame().await];
     kinds.sort_by_key(|frame| frame["type"].to_string());
     assert_eq!(kinds[0]["type"], "live");
     assert_eq!(kinds[0]["cursor"], "5-0");

@@ -348,8 +348,10 @@ async fn public_routes_ask_for_nothing() {
 #[tokio::test]
 async fn without_authentication_every_route_is_public() {
     let redis = Redis::start().await;
-    let text = Config::new(&redis).with("[auth]\nmode = \"none\"");
-    let relay = Relay::start(&text.without("auth.key")).await;
+    let config = Config::new(&redis)
+        .without_keys()
+        .with("[auth]\nmode = \"none\"");
+    let relay = Relay::start(&config).await;
     let mut client = relay.upgrade(JOB).no_token().open().await;
     client.expect_live().await;
     redis.xadd(KEY, "1-0", "for all").await;

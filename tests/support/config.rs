@@ -58,15 +58,18 @@ impl Config {
         self
     }
 
-    /// Takes a table or a key away, such as `auth.key`.
-    pub(crate) fn without(mut self, path: &str) -> Self {
-        let mut tables = path.split('.');
-        let key = tables.next_back().expect("a path is not empty");
-        let table = tables.try_fold(&mut self.file, |table, name| {
-            table.get_mut(name).and_then(Value::as_table_mut)
-        });
-        let removed = table.and_then(|table| table.remove(key));
-        assert!(removed.is_some(), "the config has no {path}");
+    /// Takes all verification keys away.
+    pub(crate) fn without_keys(mut self) -> Self {
+        self.file.remove("auth");
+        self
+    }
+
+    /// Takes a part of the route away, such as its `message`.
+    pub(crate) fn route_without(mut self, key: &str) -> Self {
+        let routes = self.file.get_mut("route").and_then(Value::as_array_mut);
+        let route = routes.and_then(|routes| routes[0].as_table_mut());
+        let removed = route.and_then(|route| route.remove(key));
+        assert!(removed.is_some(), "the route has no {key}");
         self
     }
 

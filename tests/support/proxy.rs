@@ -13,6 +13,9 @@ use tokio::task::JoinSet;
 struct Behaviour {
     target: String,
     link: Link,
+    /// How often it has been cut: what was opened before the last time does not live on, even
+    /// if the link is up again before anybody has looked.
+    cuts: usize,
     delay: Duration,
     /// Connections that carry nothing for this long are cut.
     idle: Option<Duration>,
@@ -41,6 +44,7 @@ impl Proxy {
         let behaviour = Behaviour {
             target: target.into(),
             link: Link::Up,
+            cuts: 0,
             delay: Duration::ZERO,
             idle: None,
         };
@@ -64,7 +68,10 @@ impl Proxy {
 
     /// Closes what is open, and whatever comes.
     pub(crate) fn cut(&self) {
-        self.set_link(Link::Cut);
+        self.behaviour.send_modify(|b| {
+            b.link = Link::Cut;
+            b.cuts += 1;
+        });
     }
 
     /// Accepts, and forwards nothing.
@@ -113,7 +120,10 @@ async fn serve(client: TcpStream, mut behaviour: watch::Receiver<Behaviour>) {
     if behaviour.borrow().link == Link::Cut {
         return;
     }
-    let target = behaviour.borrow().target.clone();
+    let (target, cuts) = {
+        let behaviour = behaviour.borrow();
+        (behaviour.target.clone(), behaviour.cuts)
+    };
     let Ok(server) = TcpStream::connect(&target).await else {
         return;
     };
@@ -126,7 +136,7 @@ async fn serve(client: TcpStream, mut behaviour: watch::Receiver<Behaviour>) {
     tokio::select! {
         () = forward(from_client, to_server, behaviour.clone(), alive.clone()) => {}
         () = forward(from_server, to_client, behaviour.clone(), alive) => {}
-        _ = cut.wait_for(|b| b.link == Link::Cut) => {}
+        _ = cut.wait_for(|b| b.cuts > cuts) => {}
         () = silence(life, &mut behaviour) => {}
     }
 }

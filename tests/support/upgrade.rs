@@ -111,6 +111,7 @@ impl Upgrade {
         self
     }
 
+    /// A further header, or another value for one that every handshake has.
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
@@ -196,14 +197,22 @@ impl Upgrade {
         query.extend_pairs(&self.query);
         let (query, path) = (query.finish(), &self.path);
         let mark = if query.is_empty() { "" } else { "?" };
-        let mut head = format!(
-            "GET {path}{mark}{query} HTTP/1.1\r\nhost: {}\r\nconnection: Upgrade\r\n\
-             upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: {KEY}\r\n",
-            self.address
-        );
+        let mut head = format!("GET {path}{mark}{query} HTTP/1.1\r\n");
         let mut line = |name: &str, value: &str| {
             write!(head, "{name}: {value}\r\n").expect("a string takes everything");
         };
+        let usual = [
+            ("host", self.address.to_string()),
+            ("connection", "Upgrade".to_owned()),
+            ("upgrade", "websocket".to_owned()),
+            ("sec-websocket-version", "13".to_owned()),
+            ("sec-websocket-key", KEY.to_owned()),
+        ];
+        for (name, value) in usual {
+            if !self.headers.iter().any(|(own, _)| own == name) {
+                line(name, &value);
+            }
+        }
         if let Some(token) = &self.token {
             line("authorization", &format!("Bearer {token}"));
         }
