@@ -22,7 +22,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_tungstenite::HyperWebsocket;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::auth::{Authority, Grant};
 use crate::config::{Config, OnError, Reject};
