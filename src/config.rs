@@ -66,7 +66,7 @@ impl Config {
             clippy::disallowed_methods,
             reason = "the only place that reads the environment"
         )]
-        // A value that is no Unicode is as good as none: the error says that it is not set as text.
+        // A value that is no Unicode can't be used, and counts as not set.
         let environment = |name: &str| std::env::var(name).ok();
         Self::parse(&text, &file, &environment)
     }

@@ -91,9 +91,7 @@ impl ClientPort {
         metrics: &Metrics,
     ) -> Self {
         let mut http = http1::Builder::new();
-        // One request a connection: whoever neither upgrades nor goes would keep a seat.
-        http.keep_alive(false)
-            .half_close(false)
+        http.half_close(false)
             .timer(TokioTimer::new())
             .header_read_timeout(server.handshake_timeout)
             .max_buf_size(server.max_head.max(SMALLEST_HEAD));

@@ -30,7 +30,7 @@ use crate::hub::backlog::{Page, Proof};
 use crate::hub::chunk::Slice;
 use crate::hub::feed::{After, Basis, Epoch, Position, Watch, now_ms};
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::{ClientMessage, ControlFrame, LossReason, State, snapshot_framed};
+use crate::protocol::{ClientMessage, ControlFrame, LossReason, State};
 use crate::snapshot::{Callback, Snapshot};
 use crate::store::StoreError;
 use crate::stream::{Cursor, EntryId, StreamKeys};

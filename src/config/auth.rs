@@ -93,10 +93,8 @@ pub(super) fn check(
     server: &Server,
     source: &Source<'_>,
 ) -> Result<Auth, ConfigError> {
-    let (at, written) = match written {
-        Some(written) => (written.span(), written.into_inner()),
-        None => (Span::default(), written::Auth::default()),
-    };
+    let at = written.as_ref().map(Spanned::span);
+    let written = written.map(Spanned::into_inner).unwrap_or_default();
     let modes = [("jwt", Mode::Jwt), ("none", Mode::None)];
     let rejects = [
         ("close", Reject::Close),
@@ -105,7 +103,7 @@ pub(super) fn check(
     ];
     let reject = source.parse_or(written.reject.as_ref(), "close", one_of(&rejects))?;
     let jwt = match source.parse_or(written.mode.as_ref(), "jwt", one_of(&modes))? {
-        Mode::Jwt => Some(written.jwt(&at, server, source)?),
+        Mode::Jwt => Some(written.jwt(at, server, source)?),
         Mode::None => {
             written.refuse_what_is_not_checked(source)?;
             None
@@ -115,13 +113,18 @@ pub(super) fn check(
 }
 
 impl written::Auth {
-    fn jwt(&self, at: &Span, server: &Server, source: &Source<'_>) -> Result<Jwt, ConfigError> {
+    fn jwt(
+        &self,
+        at: Option<Span>,
+        server: &Server,
+        source: &Source<'_>,
+    ) -> Result<Jwt, ConfigError> {
         if self.key.is_empty() {
-            return Err(source.missing(
-                at,
-                "auth.key",
-                r#"is missing; expected at least one [[auth.key]], or mode = "none""#,
-            ));
+            let what = r#"is missing; expected at least one [[auth.key]], or mode = "none""#;
+            return Err(match at {
+                Some(section) => source.missing(&section, "key", what),
+                None => source.missing(&Span::default(), "auth.key", what),
+            });
         }
         let expiries = [("close", Expiry::Close), ("ignore", Expiry::Ignore)];
         Ok(Jwt {

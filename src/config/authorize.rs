@@ -41,6 +41,8 @@ impl Authorize {
         let program = cel::Program::compile(source).map_err(|errors| {
             let first = errors.errors.first();
             let what = first.map_or("it can't be parsed", |error| error.msg.as_str());
+            // After that comes a list of all tokens of the grammar.
+            let what = what.split(" expecting {").next().unwrap_or_default();
             let column = first.map_or(0, |error| error.pos.1);
             Wrong::new(format!(
                 "is not CEL (column {column}: {what}); expected an expression over claims, path and query"
@@ -112,4 +114,44 @@ fn unknown_in_entries<'e>(
             unknown_variable(&entry.key, bound).or_else(|| unknown_variable(&entry.value, bound))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_over_claims_path_and_query_compile() {
+        for expression in [
+            "true",
+            "has(claims.role) && claims.role == 'admin' || path.job_id in claims.jobs",
+            "claims['https://example.com/roles'].exists(r, r == path.role)",
+            "claims.a.all(x, claims.b.exists(y, x == y)) && size(query) == 0",
+            "{'a': claims.sub}['a'] in [path.user, query.user]",
+            "type(claims.level) == int && int(path.level) <= claims.level",
+            "claims.sub.startsWith(path.tenant + '-')",
+        ] {
+            assert!(Authorize::compile(expression).is_ok(), "{expression}");
+        }
+    }
+
+    #[test]
+    fn unknown_variables_are_found_wherever_they_are() {
+        for expression in [
+            "user == claims.sub",
+            "claims.sub == user.name",
+            "has(user.name)",
+            "claims.roles.exists(r, r == user)",
+            "user.exists(r, r == claims.sub)",
+            "claims.a.exists(r, true) && r == 1",
+            "{'a': user}['a'] == 1",
+            "[user][0] == 1",
+            "size(user) == 0",
+            "claims.sub.startsWith(user)",
+            "claims[user] == 1",
+        ] {
+            let error = Authorize::compile(expression).unwrap_err().to_string();
+            assert!(error.contains("which is unknown"), "{expression}: {error}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::{fmt, io};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     file: String,
-    /// From 1. Absent if the file could not be read.
+    /// From 1. Absent if it is about the file as a whole.
     line: Option<usize>,
     /// As it is written: `route.snapshot.url`. Absent in syntax errors.
     key: Option<String>,
@@ -16,11 +16,16 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(super) fn unreadable(file: &str, error: &io::Error) -> Self {
+        Self::of_file(file, format!("can't be read: {error}"))
+    }
+
+    /// An error of a file as a whole.
+    pub(super) fn of_file(file: &str, what: impl fmt::Display) -> Self {
         Self {
             file: file.to_owned(),
             line: None,
             key: None,
-            what: format!("can't be read: {error}"),
+            what: what.to_string(),
         }
     }
 
@@ -37,7 +42,7 @@ impl ConfigError {
         Self {
             file: file.to_owned(),
             line: Some(line),
-            key: Some(key.to_owned()),
+            key: (!key.is_empty()).then(|| key.to_owned()),
             what: what.to_string(),
         }
     }

@@ -1,5 +1,6 @@
 //! `[[auth.key]]`.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use aws_lc_rs::signature::{self, ParsedPublicKey, VerificationAlgorithm};
@@ -7,10 +8,10 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 use toml::Spanned;
 
 use super::ConfigError;
-use super::interpolate::whole_file;
-use super::source::{Source, Span};
+use super::interpolate::{read_file, whole_file};
+use super::source::Source;
 use super::value::{Wrong, one_of};
-use super::written::{self, Text};
+use super::written;
 use crate::secret::Secret;
 
 /// One `[[auth.key]]`: its material, and the only algorithms that it may verify.
@@ -51,6 +52,9 @@ const ALGORITHMS: [(&str, Algorithm); 12] = [
 /// Shorter ones can be guessed from one token.
 const SHORTEST_SECRET: usize = 32;
 
+/// Of RSA keys as PKCS#1 with 2048 to 8192 bits: the modulus, up to 5 bytes of exponent, headers.
+const RSA_DER_BYTES: RangeInclusive<usize> = 268..=1042;
+
 pub(super) fn check(
     written: &Spanned<written::Key>,
     source: &Source<'_>,
@@ -66,8 +70,12 @@ pub(super) fn check(
     source.not_supported_unless(key.cooldown.as_ref(), "30s")?;
     let algorithms = key.algorithms(source)?;
     match (&key.secret, &key.public_key) {
-        (Some(secret), None) => hmac(secret, algorithms, source),
-        (None, Some(public_key)) => public(public_key, algorithms, source),
+        (Some(written), None) => source.parse_hidden(written, |text| {
+            VerificationKey::secret(text, &algorithms, whole_file(written.get_ref()))
+        }),
+        (None, Some(written)) => source.parse_hidden(written, |text| {
+            VerificationKey::public(text, &algorithms, whole_file(written.get_ref()))
+        }),
         (None, None) => Err(source.missing(
             &written.span(),
             "secret",
@@ -77,6 +85,56 @@ pub(super) fn check(
             &public_key.span(),
             "stands beside `secret`; expected one of them, and another [[auth.key]] for the other",
         )),
+    }
+}
+
+impl VerificationKey {
+    /// The same key with what its file holds now; `None` if it is not from a file.
+    pub fn read_again(&self) -> Option<Result<Self, ConfigError>> {
+        let file = self.file.as_deref()?;
+        let shown = file.display().to_string();
+        let build = match self.secret {
+            Some(_) => Self::secret,
+            None => Self::public,
+        };
+        Some(match read_file(file) {
+            Ok(text) => build(&text, &self.algorithms, self.file.clone())
+                .map_err(|wrong| ConfigError::of_file(&shown, wrong)),
+            Err(error) => Err(ConfigError::unreadable(&shown, &error)),
+        })
+    }
+
+    fn secret(text: &str, algorithms: &[Algorithm], file: Option<PathBuf>) -> Result<Self, Wrong> {
+        let is_other = |algorithm: &&Algorithm| algorithm.family() != AlgorithmFamily::Hmac;
+        if let Some(other) = algorithms.iter().find(is_other) {
+            return Err(Wrong::new(format!(
+                "a secret can't verify {other:?}; expected `public_key`, or HS algorithms only"
+            )));
+        }
+        if text.len() < SHORTEST_SECRET {
+            return Err(Wrong::new(format!(
+                "is too short; expected at least {SHORTEST_SECRET} bytes of randomness"
+            )));
+        }
+        Ok(Self {
+            algorithms: algorithms.to_owned(),
+            decoding: DecodingKey::from_secret(text.as_bytes()),
+            secret: Some(Secret::new(text)),
+            file,
+        })
+    }
+
+    fn public(pem: &str, algorithms: &[Algorithm], file: Option<PathBuf>) -> Result<Self, Wrong> {
+        let decoding = decoding_key(pem)?;
+        for algorithm in algorithms {
+            refuse_misfit(&decoding, *algorithm)?;
+        }
+        Ok(Self {
+            algorithms: algorithms.to_owned(),
+            decoding,
+            secret: None,
+            file,
+        })
     }
 }
 
@@ -97,54 +155,6 @@ impl written::Key {
         }
         Ok(algorithms)
     }
-}
-
-fn hmac(
-    written: &Text,
-    algorithms: Vec<Algorithm>,
-    source: &Source<'_>,
-) -> Result<VerificationKey, ConfigError> {
-    let at = written.span();
-    if let Some(other) = not_of(AlgorithmFamily::Hmac, &algorithms) {
-        return Err(source.error(
-            &at,
-            format!(
-                "a secret can't verify {other:?}; expected `public_key`, or HS algorithms only"
-            ),
-        ));
-    }
-    let secret = source.text(written)?;
-    if secret.len() < SHORTEST_SECRET {
-        return Err(source.error(
-            &at,
-            format!("is too short; expected at least {SHORTEST_SECRET} bytes of randomness"),
-        ));
-    }
-    Ok(VerificationKey {
-        algorithms,
-        decoding: DecodingKey::from_secret(secret.as_bytes()),
-        secret: Some(Secret::new(secret)),
-        file: whole_file(written.get_ref()),
-    })
-}
-
-fn public(
-    written: &Text,
-    algorithms: Vec<Algorithm>,
-    source: &Source<'_>,
-) -> Result<VerificationKey, ConfigError> {
-    let at = written.span();
-    let pem = source.text(written)?;
-    let decoding = decoding_key(&pem).map_err(|wrong| source.error(&at, wrong))?;
-    for algorithm in &algorithms {
-        fits(&decoding, *algorithm, &at, source)?;
-    }
-    Ok(VerificationKey {
-        algorithms,
-        decoding,
-        secret: None,
-        file: whole_file(written.get_ref()),
-    })
 }
 
 /// The kind of the key is what the PEM says it is.
@@ -173,54 +183,37 @@ fn decoding_key(pem: &str) -> Result<DecodingKey, Wrong> {
 }
 
 /// Refuses a key of another kind, curve or size now, as it would refuse every token later.
-fn fits(
-    key: &DecodingKey,
-    algorithm: Algorithm,
-    at: &Span,
-    source: &Source<'_>,
-) -> Result<(), ConfigError> {
-    let verification: &'static dyn VerificationAlgorithm = match algorithm {
-        Algorithm::ES256 => &signature::ECDSA_P256_SHA256_FIXED,
-        Algorithm::ES384 => &signature::ECDSA_P384_SHA384_FIXED,
-        Algorithm::RS256 => &signature::RSA_PKCS1_2048_8192_SHA256,
-        Algorithm::RS384 => &signature::RSA_PKCS1_2048_8192_SHA384,
-        Algorithm::RS512 => &signature::RSA_PKCS1_2048_8192_SHA512,
-        Algorithm::PS256 => &signature::RSA_PSS_2048_8192_SHA256,
-        Algorithm::PS384 => &signature::RSA_PSS_2048_8192_SHA384,
-        Algorithm::PS512 => &signature::RSA_PSS_2048_8192_SHA512,
-        Algorithm::EdDSA => &signature::ED25519,
-        // The HMAC ones; the crate's enum may grow.
-        _ => {
-            return Err(source.error(
-                at,
-                format!(
-                    "a public key never verifies {algorithm:?}; expected `secret`, or no HS algorithm"
-                ),
-            ));
+fn refuse_misfit(key: &DecodingKey, algorithm: Algorithm) -> Result<(), Wrong> {
+    let (verification, expected): (&'static dyn VerificationAlgorithm, _) = match algorithm {
+        Algorithm::ES256 => (
+            &signature::ECDSA_P256_SHA256_FIXED,
+            "a key on the curve P-256",
+        ),
+        Algorithm::ES384 => (
+            &signature::ECDSA_P384_SHA384_FIXED,
+            "a key on the curve P-384",
+        ),
+        Algorithm::EdDSA => (&signature::ED25519, "an Ed25519 key"),
+        rsa if rsa.family() == AlgorithmFamily::Rsa => (
+            // All of them take the same keys.
+            &signature::RSA_PKCS1_2048_8192_SHA256,
+            "an RSA key of 2048 to 8192 bits",
+        ),
+        other => {
+            return Err(Wrong::new(format!(
+                "a public key never verifies {other:?}; expected `secret`, or no HS algorithm"
+            )));
         }
     };
-    let fits = key.family() == algorithm.family()
-        && key
-            .try_get_as_bytes()
-            .is_ok_and(|bytes| ParsedPublicKey::new(verification, bytes).is_ok());
-    if fits {
+    let fits = |der: &[u8]| {
+        // Whether its size is allowed is looked at only when it verifies.
+        let size_fits = key.family() != AlgorithmFamily::Rsa || RSA_DER_BYTES.contains(&der.len());
+        size_fits && ParsedPublicKey::new(verification, der).is_ok()
+    };
+    if key.family() == algorithm.family() && key.try_get_as_bytes().is_ok_and(fits) {
         return Ok(());
     }
-    let expected = match algorithm.family() {
-        AlgorithmFamily::Rsa => "an RSA key of 2048 to 8192 bits",
-        AlgorithmFamily::Ec if algorithm == Algorithm::ES256 => "a key on the curve P-256",
-        AlgorithmFamily::Ec => "a key on the curve P-384",
-        AlgorithmFamily::Ed => "an Ed25519 key",
-        AlgorithmFamily::Hmac => "a secret",
-    };
-    Err(source.error(
-        at,
-        format!("does not fit {algorithm:?}; expected {expected}"),
-    ))
-}
-
-fn not_of(family: AlgorithmFamily, algorithms: &[Algorithm]) -> Option<&Algorithm> {
-    algorithms
-        .iter()
-        .find(|algorithm| algorithm.family() != family)
+    Err(Wrong::new(format!(
+        "does not fit {algorithm:?}; expected {expected}"
+    )))
 }

@@ -193,13 +193,6 @@ fn snapshot_template(text: &str) -> Result<String, Wrong> {
     any(text)
 }
 
-#[derive(Clone, Copy)]
-enum Then {
-    Close,
-    Resync,
-    Conflate,
-}
-
 impl written::Slow {
     pub(super) fn check(
         &self,
@@ -246,27 +239,31 @@ impl written::Slow {
         source: &Source<'_>,
     ) -> Result<WhenLagging, ConfigError> {
         source.not_supported_unless(self.conflate_by.as_ref(), "/id")?;
-        let thens = [
-            ("close", Then::Close),
-            ("resync", Then::Resync),
-            ("conflate", Then::Conflate),
-        ];
         let Some(written) = &self.then else {
             return Ok(WhenLagging::Close);
         };
         let error = |what: &str| Err(source.error(&written.span(), what));
-        match source.parse(written, one_of(&thens))? {
-            Then::Close => Ok(WhenLagging::Close),
-            Then::Conflate => {
-                error(r#""conflate" is not supported yet; expected "close" or "resync""#)
-            }
-            Then::Resync if max_lag.is_none() => {
+        match source.parse(written, then)? {
+            WhenLagging::Close => Ok(WhenLagging::Close),
+            WhenLagging::Resync if max_lag.is_none() => {
                 error(r#""resync" never happens without a `max_lag`; expected one beside it"#)
             }
-            Then::Resync if !has_snapshot => {
+            WhenLagging::Resync if !has_snapshot => {
                 error(r#""resync" needs a snapshot; expected a [route.snapshot], or "close""#)
             }
-            Then::Resync => Ok(WhenLagging::Resync),
+            WhenLagging::Resync => Ok(WhenLagging::Resync),
         }
     }
+}
+
+fn then(text: &str) -> Result<WhenLagging, Wrong> {
+    if text == "conflate" {
+        return Err(Wrong::new(
+            r#"is not supported yet; expected "close" or "resync""#,
+        ));
+    }
+    one_of(&[
+        ("close", WhenLagging::Close),
+        ("resync", WhenLagging::Resync),
+    ])(text)
 }

@@ -73,9 +73,10 @@ pub(super) fn check_all(
     let mut routes = Vec::<Route>::with_capacity(written.len());
     let mut paths = matchit::Router::new();
     for written in written {
+        let at = written.span();
         let written = written.into_inner();
         let (name_at, path_at) = (written.name.span(), written.path.span());
-        let route = written.check(jwt, source)?;
+        let route = written.check(&at, jwt, source)?;
         if routes.iter().any(|other| other.name == route.name) {
             let what = format!("{:?} names two routes; expected another name", route.name);
             return Err(source.error(&name_at, what));
@@ -92,10 +93,12 @@ fn path_conflict(error: &InsertError, route: &Route, others: &[Route]) -> String
     match error {
         InsertError::Conflict { with } => {
             let other = others.iter().find(|other| other.path == *with);
+            let other = other.map_or("another route".to_owned(), |other| {
+                format!("the route {:?}", other.name)
+            });
             format!(
-                "the route {:?} takes the same requests as the route {:?} ({with}); expected paths that differ",
+                "the route {:?} takes the same requests as {other} ({with}); expected paths that differ",
                 route.name,
-                other.map_or("", |other| &other.name),
             )
         }
         _ => format!(
@@ -106,7 +109,12 @@ fn path_conflict(error: &InsertError, route: &Route, others: &[Route]) -> String
 }
 
 impl written::Route {
-    fn check(self, jwt: Option<&Jwt>, source: &Source<'_>) -> Result<Route, ConfigError> {
+    fn check(
+        self,
+        at: &Span,
+        jwt: Option<&Jwt>,
+        source: &Source<'_>,
+    ) -> Result<Route, ConfigError> {
         let name = source.parse(&self.name, name)?;
         let (path, path_params) = source.parse(&self.path, path)?;
         let accesses = [("inherit", false), ("none", true)];
@@ -130,7 +138,7 @@ impl written::Route {
             public: jwt.is_none(),
             authorize: self.authorize(jwt.is_none(), source)?,
             history: history(self.history.as_ref(), source)?,
-            resume_query: self.resume_query(jwt, source)?,
+            resume_query: self.resume_query(at, jwt, source)?,
             message: self.message.check(snapshot.is_some(), source)?,
             slow: self.slow.check(snapshot.is_some(), source)?,
             streams,
@@ -212,21 +220,25 @@ impl written::Route {
                 "the route is public, so nobody is asked who they are; expected no `authorize`, or a route with tokens",
             ));
         }
-        let expression = source.text(written)?;
-        Authorize::compile(&expression)
-            .map(Some)
-            .map_err(|wrong| source.error(&written.span(), wrong))
+        source.parse_hidden(written, Authorize::compile).map(Some)
     }
 
-    fn resume_query(&self, jwt: Option<&Jwt>, source: &Source<'_>) -> Result<String, ConfigError> {
+    fn resume_query(
+        &self,
+        route: &Span,
+        jwt: Option<&Jwt>,
+        source: &Source<'_>,
+    ) -> Result<String, ConfigError> {
         let name = source.parse_or(self.resume.as_ref(), "query:cursor", resume)?;
         let token = TokenSource::Query { name: name.clone() };
         if jwt.is_some_and(|jwt| jwt.token_from.contains(&token)) {
-            let at = self.resume.as_ref().unwrap_or(&self.name).span();
-            return Err(source.error(
-                &at,
-                format!("the query parameter {name:?} of `resume` is the token's (`auth.token_from`); expected another"),
-            ));
+            let what = format!(
+                "the query parameter {name:?} is the token's (`auth.token_from`); expected another"
+            );
+            return Err(match &self.resume {
+                Some(written) => source.error(&written.span(), what),
+                None => source.missing(route, "resume", what),
+            });
         }
         Ok(name)
     }

@@ -241,3 +241,87 @@ fn level(text: &str) -> Result<String, Wrong> {
         r#"is not a level; expected "error", "warn", "info", "debug", "trace" or "off", or a list such as "info,relay::hub=debug""#,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, origin: &str) -> bool {
+        OriginPattern::parse(pattern).unwrap().matches(origin)
+    }
+
+    #[test]
+    fn an_exact_origin_is_that_origin_alone() {
+        assert!(matches(
+            "https://app.example.com",
+            "https://app.example.com"
+        ));
+        assert!(matches(
+            "HTTPS://App.Example.com",
+            "https://APP.example.com"
+        ));
+        assert!(matches(
+            "https://app.example.com:443",
+            "https://app.example.com"
+        ));
+        assert!(matches("http://[::1]:3000", "http://[::1]:3000"));
+        assert!(matches("null", "null"));
+        for origin in [
+            "http://app.example.com",
+            "https://app.example.com:8443",
+            "https://app.example.com.evil.com",
+            "https://evil.com/https://app.example.com",
+            "null",
+            "",
+        ] {
+            assert!(!matches("https://app.example.com", origin), "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_is_any_host_below() {
+        let pattern = "https://*.example.com";
+        assert!(matches(pattern, "https://app.example.com"));
+        assert!(matches(pattern, "https://a.b.example.com"));
+        assert!(matches(
+            "https://*.example.com:8443",
+            "https://a.example.com:8443"
+        ));
+        for origin in [
+            "https://example.com",
+            "https://.example.com",
+            "https://evilexample.com",
+            "http://app.example.com",
+            "https://app.example.com:8443",
+            "https://app.example.com.evil.com",
+            "https://evil.com/.example.com",
+            "https://evil.com#.example.com",
+            "https://user@.example.com",
+            "null",
+        ] {
+            assert!(!matches(pattern, origin), "{origin}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_origin_is_refused() {
+        for text in [
+            "",
+            "*",
+            "example.com",
+            "https://",
+            "https://*",
+            "https://*.",
+            "https://a/",
+            "https://a b",
+            "https://a:",
+            "https://a:x",
+            "https://**.a",
+            "://a",
+            "https://[::1",
+            "1http://a",
+        ] {
+            assert!(OriginPattern::parse(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -72,7 +72,7 @@ impl written::Snapshot {
         let headers = self.headers(known, source)?;
         let forward = self.forward(&headers, source)?;
         Ok(Snapshot {
-            url: source.parse(&self.url, |text| url(text, known))?,
+            url: source.parse_hidden(&self.url, |text| url(text, known))?,
             method: source.parse_or(self.method.as_ref(), "GET", method)?,
             share: self.share(&headers, &forward, source)?,
             headers,
@@ -107,7 +107,7 @@ impl written::Snapshot {
             }
             headers.push((
                 name,
-                source.parse(written, |text| header_template(text, known))?,
+                source.parse_hidden(written, |text| header_template(text, known))?,
             ));
         }
         Ok(headers)
@@ -221,6 +221,9 @@ fn url(text: &str, known: &Known<'_>) -> Result<Template, Wrong> {
     }
     if authority.host().is_empty() {
         return Err(wrong("has no host"));
+    }
+    if authority.as_str() != authority.host() && authority.port_u16().is_none() {
+        return Err(wrong("has a port that is none"));
     }
     Ok(template)
 }

@@ -39,8 +39,17 @@ impl<'a> Source<'a> {
             keys: HashMap::new(),
         };
         let table = DeTable::parse(text).map_err(|error| {
-            let line = source.line(&error.span().unwrap_or_default());
-            ConfigError::syntax(file, line, error.message())
+            let at = error.span().unwrap_or_default();
+            let what = match error.message() {
+                "duplicate key" => {
+                    format!(
+                        "the key {} is here twice",
+                        text.get(at.clone()).unwrap_or_default()
+                    )
+                }
+                message => message.to_owned(),
+            };
+            ConfigError::syntax(file, source.line(&at), &what)
         })?;
         note_keys(table.get_ref(), "", &mut source.keys);
         let written = written::Config::deserialize(toml::de::Deserializer::from(table))
@@ -88,6 +97,15 @@ impl<'a> Source<'a> {
             };
             self.error(&written.span(), format!("{of}{shown:?} {wrong}"))
         })
+    }
+
+    /// The same for a text that may hold a secret: errors don't show it at all.
+    pub(super) fn parse_hidden<T>(
+        &self,
+        written: &Text,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+    ) -> Result<T, ConfigError> {
+        parse(&self.text(written)?).map_err(|wrong| self.error(&written.span(), wrong))
     }
 
     /// The checked value of an optional text.
@@ -248,7 +266,8 @@ impl<'a> Source<'a> {
         let (found, expected) = message
             .strip_prefix("invalid type: ")
             .and_then(|rest| rest.rsplit_once(", expected "))
-            .unwrap_or(("another", "another"));
+            // The other message is of a list's length, where a table is expected.
+            .unwrap_or(("sequence", "a map"));
         let found = match found.split([' ', '`']).next().unwrap_or_default() {
             "sequence" => "a list",
             "map" => "a table or a date",
@@ -261,6 +280,9 @@ impl<'a> Source<'a> {
         let expected = match expected {
             "a sequence" => "a list",
             "a map" => "a table",
+            "a string" if found.starts_with("a table") => {
+                "a string (and a key with a dot in it is written in quotes)"
+            }
             struct_name if struct_name.starts_with("struct ") => "a table",
             other => other,
         };

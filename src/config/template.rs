@@ -55,7 +55,7 @@ pub enum TemplateError {
     #[error("uses `{{{0}}}`, but the route is public: it has no claims")]
     NoClaims(String),
     /// A variable that does not exist here.
-    #[error("uses `{{{variable}}}`, which is unknown; known are {known}")]
+    #[error("uses `{{{variable}}}`, which is unknown; expected {known}")]
     Unknown {
         /// As it is written.
         variable: String,
@@ -274,4 +274,213 @@ fn find<'v>(name: &str, claims: &'v Map<String, Value>) -> Option<&'v Value> {
         let (object, rest) = name.split_once('.')?;
         find(rest, claims.get(object)?.as_object()?)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn compile(text: &str) -> Result<Template, TemplateError> {
+        let params = ["job_id".to_owned(), "part".to_owned()];
+        let known = Known {
+            params: &params,
+            claims: true,
+        };
+        Template::compile(text, &known)
+    }
+
+    fn values(job_id: &str, claims: Value) -> Values {
+        let Value::Object(claims) = claims else {
+            panic!("claims are an object");
+        };
+        let params = [("job_id", job_id), ("query.lang", "en")];
+        Values {
+            params: params.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            claims,
+        }
+    }
+
+    fn render(text: &str, claims: Value) -> Result<String, Unusable> {
+        compile(text).unwrap().render(&values("42", claims))
+    }
+
+    #[test]
+    fn values_stand_where_their_names_were() {
+        let template = compile("job:{job_id}:{query.lang}:{claims.sub}:{{tag}}").unwrap();
+        let rendered = template.render(&values("42", json!({ "sub": "ada" })));
+        assert_eq!(rendered.unwrap(), "job:42:en:ada:{tag}");
+        assert_eq!(
+            template.variables().collect::<Vec<_>>(),
+            ["job_id", "query.lang"]
+        );
+        assert!(template.uses_claims());
+        assert_eq!(render("{{{job_id}}}", json!({})).unwrap(), "{42}");
+    }
+
+    #[test]
+    fn what_is_put_in_is_not_a_template() {
+        let rendered = compile("a:{job_id}")
+            .unwrap()
+            .render(&values("{claims.sub}", json!({ "sub": "ada" })));
+        assert_eq!(rendered.unwrap(), "a:{claims.sub}");
+    }
+
+    #[test]
+    fn unknown_variables_are_refused() {
+        for text in [
+            "{id}",
+            "{claims}",
+            "{claims.}",
+            "{query.}",
+            "{}",
+            "{ job_id }",
+        ] {
+            let error = compile(text).unwrap_err();
+            assert!(matches!(error, TemplateError::Unknown { .. }), "{text}");
+        }
+        assert_eq!(compile("a{job_id"), Err(TemplateError::Unclosed));
+        assert_eq!(compile("a}b"), Err(TemplateError::Unopened));
+        let public = Known {
+            params: &[],
+            claims: false,
+        };
+        assert_eq!(
+            Template::compile("{claims.sub}", &public),
+            Err(TemplateError::NoClaims("claims.sub".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_claim_is_a_short_string_or_an_integer() {
+        let usable = |claim: Value| render("{claims.c}", json!({ "c": claim }));
+        assert_eq!(usable(json!("ada@example.com")).unwrap(), "ada@example.com");
+        assert_eq!(usable(json!("é")).unwrap(), "é");
+        assert_eq!(usable(json!(-7)).unwrap(), "-7");
+        assert_eq!(usable(json!(u64::MAX)).unwrap(), u64::MAX.to_string());
+        assert_eq!(usable(json!("x".repeat(256))).unwrap().len(), 256);
+        let unusable = [
+            json!(""),
+            json!("x".repeat(257)),
+            json!("é".repeat(129)),
+            json!(1.0),
+            json!(true),
+            json!(null),
+            json!(["a"]),
+            json!({ "a": "b" }),
+        ];
+        let characters = " \t\n\0\u{7f}\u{85}\u{a0}\u{2028}*?[]{}".chars();
+        let characters = characters.map(|c| json!(format!("a{c}b")));
+        for claim in unusable.into_iter().chain(characters) {
+            let expected = Err(Unusable::Claim("c".to_owned()));
+            assert_eq!(usable(claim.clone()), expected, "{claim}");
+        }
+        assert_eq!(
+            render("{claims.none}", json!({ "c": "a" })),
+            Err(Unusable::Claim("none".to_owned()))
+        );
+    }
+
+    #[test]
+    fn dots_lead_into_objects_unless_a_claim_has_this_name() {
+        let claims = json!({
+            "a": { "b": "nested", "c.d": "half", "e": { "f": "deep" } },
+            "https://example.com/org": "literal",
+            "x.y": "literal",
+            "x": { "y": "nested", "z": 3 },
+            "s": "text",
+        });
+        for (name, expected) in [
+            ("a.b", "nested"),
+            ("a.c.d", "half"),
+            ("a.e.f", "deep"),
+            ("https://example.com/org", "literal"),
+            ("x.y", "literal"),
+            ("x.z", "3"),
+        ] {
+            let rendered = render(&format!("{{claims.{name}}}"), claims.clone());
+            assert_eq!(rendered.unwrap(), expected, "{name}");
+        }
+        for name in ["a", "a.e", "a.x", "s.t", "a.b.c"] {
+            assert!(render(&format!("{{claims.{name}}}"), claims.clone()).is_err());
+        }
+    }
+
+    #[test]
+    fn an_absent_variable_is_unusable() {
+        let rendered = compile("{query.x}").unwrap().render(&Values::default());
+        assert_eq!(rendered, Err(Unusable::Param("query.x".to_owned())));
+    }
+
+    #[test]
+    fn a_url_keeps_its_shape() {
+        let url = compile("http://api/jobs/{job_id}/state?who={claims.sub}").unwrap();
+        let rendered = url.render_url(&values("a/../b?c=1#d %2e&é", json!({ "sub": "a&b=c" })));
+        assert_eq!(
+            rendered.unwrap(),
+            "http://api/jobs/a%2F..%2Fb%3Fc%3D1%23d%20%252e%26%C3%A9/state?who=a%26b%3Dc"
+        );
+    }
+
+    #[test]
+    fn a_url_is_not_led_out_of_its_path() {
+        let url = compile("http://api/jobs/{job_id}/state").unwrap();
+        for dots in [".", ".."] {
+            let rendered = url.render_url(&values(dots, json!({})));
+            assert_eq!(rendered, Err(Unusable::Param("job_id".to_owned())));
+        }
+        let rendered = url.render_url(&values("...", json!({})));
+        assert_eq!(rendered.unwrap(), "http://api/jobs/.../state");
+        let last = compile("http://api/.{claims.sub}?x").unwrap();
+        let rendered = last.render_url(&values("42", json!({ "sub": "." })));
+        assert_eq!(rendered, Err(Unusable::Claim("sub".to_owned())));
+        let query = compile("http://api/?dots={job_id}/x").unwrap();
+        assert!(query.render_url(&values("..", json!({}))).is_ok());
+    }
+
+    #[test]
+    fn a_header_takes_no_controls() {
+        let header = compile("job {job_id}").unwrap();
+        let rendered = header.render_header(&values("4 é", json!({}))).unwrap();
+        assert_eq!(rendered.as_bytes(), "job 4 é".as_bytes());
+        for value in ["a\r\nx-admin: 1", "\0", "\u{7f}"] {
+            let rendered = header.render_header(&values(value, json!({})));
+            assert_eq!(rendered, Err(Unusable::Param("job_id".to_owned())));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_the_compiler(text in "[a-z{}.:]{0,12}|job_id|\\{[a-z.]{0,12}\\}|.*") {
+            if let Ok(template) = compile(&text) {
+                let values = values("42", json!({ "a": { "b": 1 } }));
+                let _unusable_is_fine = (template.render(&values), template.render_url(&values));
+            }
+        }
+
+        #[test]
+        fn doubled_braces_make_any_text_literal(text in ".*") {
+            let doubled = text.replace('{', "{{").replace('}', "}}");
+            prop_assert_eq!(compile(&doubled).unwrap().render(&Values::default()), Ok(text));
+        }
+
+        #[test]
+        fn no_value_adds_to_a_url(job_id in ".*") {
+            let url = compile("http://api/{job_id}/{part}?q={query.lang}").unwrap();
+            let mut values = values(&job_id, json!({}));
+            values.params.insert("part".to_owned(), job_id.clone());
+            if let Ok(rendered) = url.render_url(&values) {
+                let uri = rendered.parse::<hyper::Uri>().unwrap();
+                prop_assert_eq!(uri.path().matches('/').count(), 2);
+                prop_assert_eq!(uri.query(), Some("q=en"));
+                let segment = uri.path().split('/').nth(1).unwrap();
+                let decoded = percent_encoding::percent_decode_str(segment);
+                prop_assert_eq!(decoded.decode_utf8().unwrap(), job_id);
+            } else {
+                prop_assert!(job_id == "." || job_id == "..");
+            }
+        }
+    }
 }

@@ -146,3 +146,74 @@ fn number_and_unit(text: &str) -> (&str, &str) {
             .unwrap_or(text.len()),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_numbers_with_a_unit() {
+        for (text, milliseconds) in [
+            ("250ms", 250),
+            ("5s", 5_000),
+            ("10m", 600_000),
+            ("1h", 3_600_000),
+            ("0s", 0),
+            ("007s", 7_000),
+            ("8760h", 31_536_000_000),
+        ] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(milliseconds));
+        }
+        for text in [
+            "", "5", "s", "5 s", " 5s", "5s ", "-5s", "+5s", "1_0s", "5S", "1m30s", "5d",
+        ] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+        assert!(duration("8761h").is_err());
+        assert!(positive_duration("0ms").is_err());
+    }
+
+    #[test]
+    fn sizes_are_numbers_with_a_unit() {
+        for (text, bytes) in [
+            ("512B", 512),
+            ("64KiB", 65_536),
+            ("1MiB", 1_048_576),
+            ("2GiB", 2_147_483_648),
+            ("0B", 0),
+        ] {
+            assert_eq!(size(text).unwrap(), bytes);
+        }
+        for text in ["", "1", "1KB", "1kib", "1.5MiB", "-1B", "1 MiB", "KiB"] {
+            assert!(size(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_found() {
+        let known = ["listen", "admin_listen", "max_connections"];
+        assert_eq!(nearest("lisen", &known), Some("listen"));
+        assert_eq!(nearest("maxconnections", &known), Some("max_connections"));
+        assert_eq!(nearest("x", &[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_them(text in "[0-9]{0,25}(ms|s|m|h|B|KiB|MiB|GiB)?|.*") {
+            if let Ok(duration) = duration(&text) {
+                prop_assert!(duration <= LONGEST);
+            }
+            if let Ok(size) = size(&text) {
+                prop_assert!(i64::try_from(size).is_ok());
+            }
+        }
+
+        #[test]
+        fn any_number_of_seconds_is_understood(seconds in 0_u64..=31_536_000) {
+            let expected = Duration::from_secs(seconds);
+            prop_assert_eq!(duration(&format!("{seconds}s")).unwrap(), expected);
+        }
+    }
+}

@@ -203,7 +203,7 @@ impl<'de> Deserialize<'de> for ScalarValue {
             type Value = ScalarValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a single value")
+                f.write_str("a whole number, true or false")
             }
 
             fn visit_i64<E>(self, value: i64) -> Result<ScalarValue, E> {
@@ -256,5 +256,96 @@ impl<'de> Deserialize<'de> for History {
         }
 
         deserializer.deserialize_any(Histories)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    const REFERENCE: &str = include_str!("../../relay.toml");
+
+    /// Keys that the reference shows in comments only: they can't stand beside the others.
+    const COMMENTED: [&str; 4] = [
+        "auth.key.public_key",
+        "auth.key.jwks_url",
+        "auth.key.refresh",
+        "auth.key.cooldown",
+    ];
+
+    /// All keys of a table: serde lists them when it meets one that is not among them.
+    fn keys_of<T: DeserializeOwned>(table: &str) -> BTreeSet<String> {
+        let Err(error) = toml::from_str::<T>("no_such_key = 1") else {
+            panic!("{table} takes any key");
+        };
+        let names = error.message().split('`').skip(3).step_by(2);
+        let keys = names
+            .map(|name| format!("{table}.{name}"))
+            .collect::<BTreeSet<_>>();
+        assert!(keys.len() >= 2, "{}", error.message());
+        keys
+    }
+
+    /// The keys in the reference, those in comments apart.
+    fn keys_in_reference() -> (BTreeSet<String>, BTreeSet<String>) {
+        let (mut keys, mut commented) = (BTreeSet::new(), BTreeSet::new());
+        let mut table = "";
+        for line in REFERENCE.lines() {
+            if let Some(header) = line.strip_prefix('[') {
+                table = header.trim_start_matches('[').split(']').next().unwrap();
+                continue;
+            }
+            let (line, found) = match line.strip_prefix("# ") {
+                Some(line) => (line, &mut commented),
+                None => (line, &mut keys),
+            };
+            if let Some((key, _)) = line.split_once(" = ")
+                && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+            {
+                found.insert(format!("{table}.{key}"));
+            }
+        }
+        (keys, commented)
+    }
+
+    #[test]
+    fn the_reference_has_every_key() {
+        let mut known = BTreeSet::new();
+        known.extend(keys_of::<Server>("server"));
+        known.extend(keys_of::<Redis>("redis"));
+        known.extend(keys_of::<Auth>("auth"));
+        known.extend(keys_of::<Key>("auth.key"));
+        known.extend(keys_of::<Route>("route"));
+        known.extend(keys_of::<Snapshot>("route.snapshot"));
+        known.extend(keys_of::<Message>("route.message"));
+        known.extend(keys_of::<Slow>("route.slow"));
+        known.extend(keys_of::<Keepalive>("keepalive"));
+        known.extend(keys_of::<Drain>("drain"));
+        known.extend(keys_of::<Client>("client"));
+        known.extend(keys_of::<Log>("log"));
+        for table in ["auth.key", "route.snapshot", "route.message", "route.slow"] {
+            assert!(known.remove(table), "{table}");
+        }
+        let (mut found, commented) = keys_in_reference();
+        assert_eq!(commented, COMMENTED.map(str::to_owned).into());
+        found.extend(commented);
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn the_reference_has_every_table() {
+        let tables = keys_of::<Config>("");
+        for table in tables {
+            let table = table.trim_start_matches('.');
+            assert!(REFERENCE.contains(&format!("[{table}]")), "{table}");
+        }
+        for key in keys_of::<HistoryPart>("") {
+            let example = format!("{{ {} = ", key.trim_start_matches('.'));
+            assert!(REFERENCE.contains(&example), "{example}");
+        }
     }
 }

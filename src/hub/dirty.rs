@@ -11,14 +11,14 @@ use super::feed::{Feed, Mark};
 
 /// Feeds waiting for the reader. A feed is in it once at the most, so it is bounded by their number.
 #[derive(Default)]
-pub struct Dirty {
+pub(super) struct Dirty {
     queue: Mutex<VecDeque<Arc<Feed>>>,
     added: Notify,
 }
 
 impl Dirty {
     /// Asks for a read of this feed.
-    pub fn mark(&self, feed: &Arc<Feed>, mark: Mark) {
+    pub(super) fn mark(&self, feed: &Arc<Feed>, mark: Mark) {
         if feed.mark(mark) {
             self.lock().push_back(feed.clone());
             self.added.notify_one();
