@@ -664,7 +664,7 @@ fn nothing_of_a_token_is_shown() {
             "query.x > 1",
         ] {
             let route = route(Some(authorize));
-            let authority = Authority::of(Some(&jwt()), &[], &metrics);
+            let authority = Authority::of(Some(&jwt()), std::slice::from_ref(&route), &metrics);
             for token in &tokens {
                 match admit_to(&authority, &route, &bearer(token)) {
                     Ok(grant) => shown += &format!("{grant:?} {grant:#?}"),
