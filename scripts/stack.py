@@ -171,7 +171,9 @@ class Stack:
         part = self.start("relay", [str(self.relay), "run", "--config", str(config)])
         self._wait(part, lambda: says_ok(self.admin_port, "/readyz"))
 
-    def start(self, name: str, command: list[str], pipe: bool = False) -> Part:
+    def start(
+        self, name: str, command: list[str], pipe: bool = False, **environment: str
+    ) -> Part:
         """With `pipe`, the caller reads stdout; all else goes to the part's log."""
         path = self._directory / f"{name.replace(' ', '-')}.log"
         with path.open("w") as log:
@@ -179,7 +181,7 @@ class Stack:
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env=self._environment,
+                    env=self._environment | environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE if pipe else log,
                     stderr=log,

@@ -15,7 +15,6 @@ mod verify;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
 
 use hyper::HeaderMap;
 use metrics::Counter;
@@ -83,15 +82,11 @@ struct Tokens {
 impl Authority {
     /// An authority for this config. Every key is tried once, so that a build that can't
     /// verify tokens fails here and not at the first client.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "callers hand over their share of the config, as to every part"
-    )]
-    pub fn new(config: Arc<Config>, metrics: &Metrics) -> Self {
-        Self::of(config.auth.jwt.as_ref(), metrics)
+    pub fn new(config: &Config, metrics: &Metrics) -> Self {
+        Self::of(config.auth.jwt.as_ref(), &config.routes, metrics)
     }
 
-    fn of(jwt: Option<&Jwt>, metrics: &Metrics) -> Self {
+    fn of(jwt: Option<&Jwt>, routes: &[Route], metrics: &Metrics) -> Self {
         let rejections = TokenFault::ALL.iter().map(|fault| {
             let counter = metrics.counter(&TOKEN_REJECTIONS, &[fault.reason()]);
             counter.increment(0);
@@ -99,7 +94,7 @@ impl Authority {
         });
         Self {
             tokens: jwt.map(Tokens::new),
-            authorizer: Authorizer::new(),
+            authorizer: Authorizer::new(routes),
             rejections: rejections.collect(),
         }
     }

@@ -135,6 +135,7 @@ impl Hub {
             store.clone(),
             formats.clone(),
             config.redis.backlog_total,
+            tasks,
             metrics,
         );
         let shared = Arc::new(Shared {

@@ -17,5 +17,6 @@ pub mod store;
 pub mod stream;
 pub mod tasks;
 pub mod telemetry;
+pub mod throttle;
 pub mod wake;
 pub mod websocket;

@@ -98,7 +98,7 @@ impl Router {
                 .expect("the config has checked that paths don't conflict");
         }
         Self {
-            authority: Authority::new(config.clone(), metrics),
+            authority: Authority::new(&config, metrics),
             routes,
             paths,
             hub,
@@ -135,7 +135,10 @@ impl Router {
         let asked = Asked::new(&parts, params);
         let admitted = tokio::select! {
             admitted = self.admit(&route, &parts, &asked) => admitted,
-            () = self.drain.refusing() => Err(DRAINING),
+            () = self.drain.refusing() => {
+                self.count(route.name(), DRAINING.reason);
+                return Ok(status_answer(&DRAINING));
+            }
         };
         let outcome = admitted
             .as_ref()

@@ -101,7 +101,9 @@ struct Tracked {
     position: Position,
     /// The position noted at this attach: the session is live once it has passed it.
     target: EntryId,
-    /// Entries that the feed had published when the session was last caught up.
+    /// Entries that the feed had published when it was last asked.
+    published: u64,
+    /// The same, when the session was last caught up.
     caught_up_at: u64,
     /// The backlog said that nothing follows, and the feed has not changed since the question.
     nothing_follows: bool,
@@ -202,7 +204,7 @@ impl Session {
                 self.finish(done);
                 continue;
             }
-            if !self.tell_status() && !self.advance() {
+            if !self.tell_status() && !self.tell_live() && !self.advance() {
                 return Poll::Pending;
             }
         }
@@ -379,6 +381,7 @@ impl Session {
                 return true;
             }
         }
+        // Asking may have proven the last position that was missing.
         self.tell_live()
     }
 
@@ -391,7 +394,7 @@ impl Session {
             }
             After::CaughtUp { epoch, published } => {
                 stream.position.basis = Basis::Proven(epoch);
-                stream.caught_up_at = published;
+                (stream.published, stream.caught_up_at) = (published, published);
                 false
             }
             After::Entries {
@@ -399,17 +402,18 @@ impl Session {
                 epoch,
                 published,
             } => {
-                if self.lags_too_much(index, published) {
-                    return true;
+                stream.published = published;
+                if !self.lags_too_much(index) {
+                    self.send(index, &slices, epoch);
                 }
-                self.send(index, &slices, epoch);
                 true
             }
             After::Behind { epoch, published } => {
-                if self.work.is_some() || self.streams[index].nothing_follows {
+                stream.published = published;
+                if self.work.is_some() || stream.nothing_follows {
                     return false;
                 }
-                if !self.lags_too_much(index, published) {
+                if !self.lags_too_much(index) {
                     self.ask_backlog(index, epoch);
                 }
                 true
@@ -478,11 +482,12 @@ impl Session {
     }
 
     /// Applies the route's bound on lag. Whether the session is past it.
-    fn lags_too_much(&mut self, index: usize, published: u64) -> bool {
+    fn lags_too_much(&mut self, index: usize) -> bool {
         if !self.live {
             return false;
         }
-        let lag = published.saturating_sub(self.streams[index].caught_up_at);
+        let stream = &self.streams[index];
+        let lag = stream.published.saturating_sub(stream.caught_up_at);
         self.route.meters().note_lag(lag);
         let slow = self.route.slow();
         if slow.max_lag.is_none_or(|most| lag <= most) {
@@ -545,12 +550,16 @@ impl Session {
 
     /// Says that the session is live, once every stream has reached its position of the attach.
     fn tell_live(&mut self) -> bool {
-        if self.live || self.work.is_some() || !self.streams.iter().all(Tracked::has_reached_target)
-        {
+        let is_streaming = matches!(self.stage, Stage::Streaming);
+        if self.live || !is_streaming || !self.streams.iter().all(Tracked::has_reached_target) {
             return false;
         }
         self.live = true;
         self.resyncs.in_a_row = 0;
+        for stream in &mut self.streams {
+            // Replaying is not lagging: lag counts from here on.
+            stream.caught_up_at = stream.published;
+        }
         let cursor = self.cursor();
         self.tell(&ControlFrame::Live { cursor: &cursor });
         true
@@ -567,6 +576,7 @@ impl Tracked {
                 basis: Basis::Unproven,
             },
             target,
+            published: 0,
             caught_up_at: 0,
             nothing_follows: false,
             changed: false,

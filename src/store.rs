@@ -302,7 +302,7 @@ async fn within<T, E>(
     }
 }
 
-impl<E: Into<StoreError>> From<Failure<E>> for StoreError {
+impl<E: Into<Self>> From<Failure<E>> for StoreError {
     fn from(failure: Failure<E>) -> Self {
         match failure {
             Failure::Late(deadline) => Self::Unavailable(format!("no answer within {deadline:?}")),

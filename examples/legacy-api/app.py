@@ -64,7 +64,6 @@ def publish(job: sqlite3.Row) -> str:
 def state_of(job: sqlite3.Row) -> dict[str, Any]:
     """One shape for entries and snapshots, so that a client needs one way to show it."""
     return {
-        "job": job["id"],
         "seq": job["seq"],  # +1 each entry: lets the page prove that none is missing
         "progress": job["progress"],
         "state": job["state"],
@@ -102,7 +101,7 @@ def create_tables() -> None:
 
 
 def create_job(owner: str) -> str:
-    job_id = uuid.uuid4().hex[:12]
+    job_id = uuid.uuid4().hex[:8]
     with transaction() as db:
         job = db.execute(
             "INSERT INTO jobs (id, owner, title) VALUES (?, ?, ?) RETURNING *",

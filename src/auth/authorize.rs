@@ -1,16 +1,16 @@
 //! The route's `authorize` expression, in CEL.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cel::{Context, Env, ExecutionError, Value};
 use serde_json::{Map, Value as Json};
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::Request;
 use crate::config::{Authorize, Route};
+use crate::throttle::Throttle;
 
 /// How often an expression that fails is complained about, per route.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
@@ -18,15 +18,18 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// Evaluates `authorize` expressions.
 pub(super) struct Authorizer {
     env: Arc<Env>,
-    /// When each route was last complained about.
-    complaints: Mutex<HashMap<String, Instant>>,
+    /// For each route that has an expression.
+    complaints: BTreeMap<String, Throttle>,
 }
 
 impl Authorizer {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(routes: &[Route]) -> Self {
+        let with_expression = routes.iter().filter(|route| route.authorize.is_some());
         Self {
             env: Arc::new(Env::stdlib()),
-            complaints: Mutex::default(),
+            complaints: with_expression
+                .map(|route| (route.name.clone(), Throttle::new(COMPLAIN_EVERY)))
+                .collect(),
         }
     }
 
@@ -69,22 +72,10 @@ impl Authorizer {
 
     /// Says what kind of problem it is, and nothing that the client has sent.
     fn complain(&self, route: &Route, problem: &'static str) {
-        if self.is_complaint_due(&route.name, Instant::now()) {
-            warn!(route = %route.name, problem, "`authorize` can't be evaluated, so the request is refused");
+        let throttle = self.complaints.get(&route.name);
+        if let Some(left_out) = throttle.and_then(Throttle::pass) {
+            warn!(route = %route.name, problem, left_out, "`authorize` can't be evaluated, so the request is refused");
         }
-    }
-
-    fn is_complaint_due(&self, route: &str, now: Instant) -> bool {
-        let mut complaints = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let last = complaints.get(route).copied();
-        let due = last.is_none_or(|last| now.duration_since(last) >= COMPLAIN_EVERY);
-        if due {
-            complaints.insert(route.to_owned(), now);
-        }
-        due
     }
 }
 
@@ -137,8 +128,6 @@ fn value(json: &Json) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use hyper::HeaderMap;
     use serde_json::json;
 
@@ -172,7 +161,7 @@ mod tests {
         };
         let route = route(Some(source));
         let authorize = route.authorize.as_ref().unwrap();
-        Authorizer::new().evaluate(authorize, claims.as_object().unwrap(), &request)
+        Authorizer::new(&[]).evaluate(authorize, claims.as_object().unwrap(), &request)
     }
 
     #[test]
@@ -231,19 +220,5 @@ mod tests {
                 "{source}: {answer:?}"
             );
         }
-    }
-
-    #[test]
-    fn complaints_are_once_a_minute_and_route() {
-        let authorizer = Authorizer::new();
-        let start = Instant::now();
-        let due = |route, seconds| {
-            authorizer.is_complaint_due(route, start + Duration::from_secs(seconds))
-        };
-        assert!(due("a", 0));
-        assert!(!due("a", 59));
-        assert!(due("b", 59));
-        assert!(due("a", 60));
-        assert!(!due("a", 61));
     }
 }

@@ -68,7 +68,7 @@ fn every_token_is_accepted_or_refused_with_its_reason() {
     assert_eq!(faults, all, "a fault without a case");
 
     let metrics = Metrics::new();
-    let authority = Authority::of(Some(&jwt()), &metrics);
+    let authority = Authority::of(Some(&jwt()), &[], &metrics);
     for case in &cases {
         let before = case.expected.err().map(|fault| rejections(&metrics, fault));
         let answer = admit(&authority, &bearer(&case.token));
@@ -452,7 +452,7 @@ fn what_is_not_configured_is_not_checked() {
 fn the_subject_is_a_string_or_an_integer() {
     let mut jwt = jwt();
     let subject = |jwt: &Jwt, claims: &Value| {
-        let authority = Authority::of(Some(jwt), &Metrics::new());
+        let authority = Authority::of(Some(jwt), &[], &Metrics::new());
         admit(&authority, &bearer(&sign(Algorithm::HS256, claims))).map(|grant| grant.subject)
     };
     let is = |text: &str| Ok(Some(text.to_owned()));
@@ -482,7 +482,7 @@ fn a_grant_ends_at_exp_plus_leeway() {
     };
     let ends = |jwt: &Jwt, exp: u64| {
         let token = bearer(&sign(Algorithm::HS256, &with("exp", json!(exp))));
-        let grant = admit(&Authority::of(Some(jwt), &Metrics::new()), &token).unwrap();
+        let grant = admit(&Authority::of(Some(jwt), &[], &Metrics::new()), &token).unwrap();
         (
             seconds_left(grant.token_expires_at),
             seconds_left(grant.expires_at),
@@ -518,8 +518,8 @@ fn public_routes_look_at_no_token() {
     public.public = true;
     let closed = route(None);
     let cases = [
-        (Authority::of(Some(&jwt()), &metrics), &public),
-        (Authority::of(None, &metrics), &closed),
+        (Authority::of(Some(&jwt()), &[], &metrics), &public),
+        (Authority::of(None, &[], &metrics), &closed),
     ];
     for (authority, route) in cases {
         for headers in [HeaderMap::new(), bearer("garbage")] {
@@ -530,7 +530,7 @@ fn public_routes_look_at_no_token() {
         }
         assert_eq!(rejections(&metrics, TokenFault::Malformed), 0);
     }
-    let authority = Authority::of(Some(&jwt()), &metrics);
+    let authority = Authority::of(Some(&jwt()), &[], &metrics);
     let answer = admit_to(&authority, &closed, &HeaderMap::new());
     assert_eq!(answer.unwrap_err(), TokenFault::Missing.into());
 }
@@ -540,7 +540,7 @@ fn streams_are_named_after_path_query_and_claims() {
     let route = route_with(
         "streams = ['job:{job_id}', 'user:{claims.sub}:{query.tenant}', 'all', 'n:{claims.version}']",
     );
-    let authority = Authority::of(Some(&jwt()), &Metrics::new());
+    let authority = Authority::of(Some(&jwt()), &[], &Metrics::new());
     let admit = |tenant: Option<&str>, claims: &Value| {
         let mut params = BTreeMap::from([("job_id".to_owned(), "42".to_owned())]);
         params.extend(tenant.map(|tenant| ("query.tenant".to_owned(), tenant.to_owned())));
@@ -580,7 +580,7 @@ fn streams_are_named_after_path_query_and_claims() {
 #[test]
 fn authorize_has_the_last_word() {
     let metrics = Metrics::new();
-    let authority = Authority::of(Some(&jwt()), &metrics);
+    let authority = Authority::of(Some(&jwt()), &[], &metrics);
     let answer = |authorize: &str, claims: &Value| {
         let headers = bearer(&sign(Algorithm::HS256, claims));
         admit_to(&authority, &route(Some(authorize)), &headers).map(|_| ())
@@ -608,7 +608,7 @@ fn authorize_has_the_last_word() {
 #[test]
 fn every_reason_is_in_the_metrics_from_the_start() {
     let metrics = Metrics::new();
-    let _authority = Authority::of(None, &metrics);
+    let _authority = Authority::of(None, &[], &metrics);
     for fault in TokenFault::ALL {
         assert_eq!(rejections(&metrics, *fault), 0, "{fault}");
     }
@@ -618,7 +618,7 @@ fn every_reason_is_in_the_metrics_from_the_start() {
 fn the_token_subprotocol_is_the_offer_with_the_prefix() {
     let mut jwt = jwt();
     let token = |jwt: &Jwt, offered: &[&'static str]| {
-        Authority::of(Some(jwt), &Metrics::new()).token_subprotocol(offered)
+        Authority::of(Some(jwt), &[], &Metrics::new()).token_subprotocol(offered)
     };
     assert_eq!(token(&jwt, &["relay.v1", "bearer.a"]), Some("bearer.a"));
     assert_eq!(token(&jwt, &["bearer.a", "bearer.b"]), Some("bearer.a"));
@@ -626,7 +626,7 @@ fn the_token_subprotocol_is_the_offer_with_the_prefix() {
     assert_eq!(token(&jwt, &[]), None);
     jwt.token_from = vec![TokenSource::Header];
     assert_eq!(token(&jwt, &["bearer.a"]), None);
-    let open = Authority::of(None, &Metrics::new());
+    let open = Authority::of(None, &[], &Metrics::new());
     assert_eq!(open.token_subprotocol(&["bearer.a"]), None);
 }
 
@@ -664,7 +664,7 @@ fn nothing_of_a_token_is_shown() {
             "query.x > 1",
         ] {
             let route = route(Some(authorize));
-            let authority = Authority::of(Some(&jwt()), &metrics);
+            let authority = Authority::of(Some(&jwt()), std::slice::from_ref(&route), &metrics);
             for token in &tokens {
                 match admit_to(&authority, &route, &bearer(token)) {
                     Ok(grant) => shown += &format!("{grant:?} {grant:#?}"),
@@ -737,7 +737,7 @@ proptest! {
         let query = BTreeMap::from([("token".to_owned(), query)]);
         let params = BTreeMap::new();
         let request = Request { headers: &headers, params: &params, query: &query };
-        let authority = Authority::of(Some(&jwt), &Metrics::new());
+        let authority = Authority::of(Some(&jwt), &[], &Metrics::new());
         prop_assert!(authority.admit(&route(None), &request).is_err());
     }
 }

@@ -22,6 +22,7 @@ use crate::metrics::{BACKLOG_BYTES, BACKLOG_READS, Metrics};
 use crate::protocol::LossReason;
 use crate::store::{Answer, Read, Store, StoreError, StreamInfo};
 use crate::stream::{EntryId, StreamKey};
+use crate::tasks::Tasks;
 
 /// What follows a position.
 #[derive(Clone)]
@@ -88,6 +89,7 @@ struct Inner {
     formats: Formats,
     room: Arc<Semaphore>,
     pages: Mutex<HashMap<Question, Kept>>,
+    tasks: Tasks,
     page_reads: Counter,
     history_reads: Counter,
     bytes: Gauge,
@@ -108,7 +110,13 @@ const TORN_TRIES: usize = 3;
 
 impl Backlog {
     /// Pages may take `total` bytes together.
-    pub fn new(store: Arc<Store>, formats: Formats, total: usize, metrics: &Metrics) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        formats: Formats,
+        total: usize,
+        tasks: &Tasks,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             shared: Arc::new(Inner {
                 store,
@@ -117,6 +125,7 @@ impl Backlog {
                     total.clamp(PAGE_BYTES, Semaphore::MAX_PERMITS),
                 )),
                 pages: Mutex::default(),
+                tasks: tasks.clone(),
                 page_reads: metrics.counter(&BACKLOG_READS, &["page"]),
                 history_reads: metrics.counter(&BACKLOG_READS, &["history"]),
                 bytes: metrics.gauge(&BACKLOG_BYTES, &[]),
@@ -140,9 +149,8 @@ impl Backlog {
             position,
             proof,
         };
-        let page = self.shared.page(&question, &feed);
-        let answer = page.await;
-        if answer.is_err() {
+        let answer = self.shared.page(&question, &feed).await;
+        if answer.is_err() || self.shared.is_cramped() {
             self.shared.lock().remove(&question);
         }
         answer
@@ -219,18 +227,31 @@ impl Inner {
     fn page(self: &Arc<Self>, question: &Question, feed: &Arc<Feed>) -> SharedPage {
         let mut pages = self.lock();
         let kept = pages.entry(question.clone()).or_insert_with(|| Kept {
-            page: read_page(self.clone(), question.clone(), feed.mean_size())
-                .boxed()
-                .shared(),
+            page: self.read(question.clone(), feed.mean_size()),
             used_at: Instant::now(),
         });
         kept.used_at = Instant::now();
         kept.page.clone()
     }
 
+    /// Reads in a task of its own: whoever asked may leave, and others wait for the same page.
+    fn read(self: &Arc<Self>, question: Question, mean_size: usize) -> SharedPage {
+        let reading = read_page(self.clone(), question, mean_size);
+        let reading = self.tasks.spawn("backlog page", reading);
+        let page = reading.map(|ended| {
+            ended.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+        });
+        page.boxed().shared()
+    }
+
+    /// Somebody may be waiting for room.
+    fn is_cramped(&self) -> bool {
+        self.room.available_permits() < PAGE_BYTES
+    }
+
     /// Room for one page. Kept pages that nobody is reading give way.
     async fn room(self: &Arc<Self>) -> OwnedSemaphorePermit {
-        if self.room.available_permits() < PAGE_BYTES {
+        if self.is_cramped() {
             self.lock().retain(|_, kept| kept.page.peek().is_none());
         }
         let permits = u32::try_from(PAGE_BYTES).expect("a page is small");

@@ -73,6 +73,7 @@ impl Outcome {
 /// An ending with its reason: what a refused request or a closed session is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
+    /// The kind of ending.
     pub outcome: Outcome,
     /// Short, stable and machine-readable, such as `token_expired`; a metric label too.
     pub reason: &'static str,

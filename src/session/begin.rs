@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tracing::warn;
 
 use super::{Done, First, ServedRoute, Session, Stage, Start};
 use crate::config::History;
@@ -142,11 +141,7 @@ async fn accept_declared(route: &ServedRoute, feed: &Arc<Feed>, text: &str) -> O
     match checked {
         Ok(id) => Some(id),
         Err(reason) => {
-            route.meters().note_ignored_cursor(reason);
-            warn!(
-                route = route.name(),
-                reason, "cursor header of the API ignored"
-            );
+            route.ignore_declared(reason);
             None
         }
     }

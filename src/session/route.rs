@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
+use tracing::warn;
 
 use super::Presence;
 use super::ending::DrainSignal;
@@ -18,6 +20,7 @@ use crate::protocol::encoder::Encoder;
 use crate::protocol::{ClientMessage, LossReason};
 use crate::snapshot::Snapshots;
 use crate::tasks::Tasks;
+use crate::throttle::Throttle;
 
 /// One route that is being served.
 pub struct ServedRoute {
@@ -30,6 +33,7 @@ pub struct ServedRoute {
     drain: DrainSignal,
     meters: Meters,
     present: Arc<AtomicUsize>,
+    ignored_cursors: Throttle,
 }
 
 impl ServedRoute {
@@ -53,6 +57,7 @@ impl ServedRoute {
             hub: hub.clone(),
             drain: drain.clone(),
             present: Arc::default(),
+            ignored_cursors: Throttle::new(Duration::from_secs(60)),
             format,
             index,
             config,
@@ -129,8 +134,19 @@ impl ServedRoute {
     }
 
     /// How long the kernel may take no byte before the connection is reset.
-    pub fn write_timeout(&self) -> std::time::Duration {
+    pub fn write_timeout(&self) -> Duration {
         self.slow().write_timeout
+    }
+
+    /// A position that the API declared can't be used: counted, and said once a minute.
+    pub(super) fn ignore_declared(&self, reason: &str) {
+        self.meters.note_ignored_cursor(reason);
+        if let Some(left_out) = self.ignored_cursors.pass() {
+            warn!(
+                route = self.name(),
+                reason, left_out, "cursor header of the API ignored"
+            );
+        }
     }
 
     pub(super) fn ends_without_close_frame(&self, reason: &str) -> bool {
@@ -192,7 +208,7 @@ impl Meters {
             .increment(1);
     }
 
-    pub(super) fn note_ignored_cursor(&self, reason: &str) {
+    fn note_ignored_cursor(&self, reason: &str) {
         self.metrics
             .counter(&SNAPSHOT_CURSORS_IGNORED, &[&self.route, reason])
             .increment(1);
@@ -211,7 +227,7 @@ impl Meters {
     }
 
     pub(super) fn note_latency(&self, ms: u64) {
-        self.latency.record(std::time::Duration::from_millis(ms));
+        self.latency.record(Duration::from_millis(ms));
     }
 
     pub(super) fn note_lag(&self, entries: u64) {

@@ -1,6 +1,5 @@
 //! What operators learn of a route's callbacks: metrics, and a log that a failing API can't flood.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
@@ -11,6 +10,7 @@ use super::SnapshotError;
 use crate::metrics::{
     Metrics, SNAPSHOT_CURSORS_IGNORED, SNAPSHOT_DURATION, SNAPSHOT_IN_FLIGHT, SNAPSHOT_REQUESTS,
 };
+use crate::throttle::Throttle;
 
 const OK: &str = "ok";
 /// The API said 401, 403 or 404.
@@ -126,55 +126,5 @@ impl Drop for Sent<'_> {
         self.tally.in_flight.decrement(1);
         self.tally.duration.record(self.at.elapsed());
         self.tally.count(self.outcome);
-    }
-}
-
-/// Lets one through per interval, and counts those it holds back.
-struct Throttle {
-    interval: Duration,
-    state: Mutex<Held>,
-}
-
-#[derive(Default)]
-struct Held {
-    passed_at: Option<Instant>,
-    left_out: u64,
-}
-
-impl Throttle {
-    fn new(interval: Duration) -> Self {
-        Self {
-            interval,
-            state: Mutex::default(),
-        }
-    }
-
-    /// `Some` with the number of those held back since the last one that passed.
-    fn pass(&self) -> Option<u64> {
-        let mut held = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let too_soon = |at: Instant| at.elapsed() < self.interval;
-        if held.passed_at.is_some_and(too_soon) {
-            held.left_out += 1;
-            return None;
-        }
-        held.passed_at = Some(Instant::now());
-        Some(std::mem::take(&mut held.left_out))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn one_passes_per_interval_and_says_how_many_did_not() {
-        let throttle = Throttle::new(BETWEEN_FAILURES);
-        assert_eq!(throttle.pass(), Some(0));
-        assert_eq!(throttle.pass(), None);
-        assert_eq!(throttle.pass(), None);
-        tokio::time::advance(BETWEEN_FAILURES).await;
-        assert_eq!(throttle.pass(), Some(2));
-        tokio::time::advance(BETWEEN_FAILURES).await;
-        assert_eq!(throttle.pass(), Some(0));
     }
 }

@@ -43,12 +43,9 @@ impl Socket {
     pub async fn upgraded(upgrade: HyperWebsocket, config: WebSocketConfig) -> Option<Self> {
         let stream = upgrade.await.ok()?;
         let upgraded = stream.into_inner().into_inner();
-        let parts = match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => parts,
-            Err(_) => {
-                debug!("an upgraded connection is no TCP connection");
-                return None;
-            }
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+            debug!("an upgraded connection is no TCP connection");
+            return None;
         };
         let early = parts.read_buf.to_vec();
         Some(Self {
@@ -175,10 +172,9 @@ impl Socket {
             may_write: true,
             refused: false,
         };
-        match self.protocol.flush(&mut edge) {
-            Err(WsError::Io(error)) => return Err(error),
-            // A close that has been answered is an end that the reading side reports.
-            Ok(()) | Err(_) => {}
+        // Other errors say that the close has been answered: the reading side reports the end.
+        if let Err(WsError::Io(error)) = self.protocol.flush(&mut edge) {
+            return Err(error);
         }
         self.owes_answer = false;
         Ok(())
