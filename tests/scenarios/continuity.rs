@@ -285,7 +285,7 @@ async fn s10d_a_replica_that_lacks_entries_is_promoted() {
 #[tokio::test]
 async fn s10e_the_first_entries_come_while_away() {
     let stage = stage().await;
-    let mut client = stage.live().await;
+    let client = stage.live().await;
     let cursor = client.cursor();
     assert_eq!(cursor, "0-0");
     client.vanish();

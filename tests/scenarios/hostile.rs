@@ -68,9 +68,11 @@ async fn s25_hostile_paths_are_refused() {
             .all(|call| call.path == "/internal/jobs/op1/state"),
         "{calls:?}"
     );
-    let status = relay.statusz().await.to_string();
-    assert_eq!(status.matches(":updates").count(), 1, "{status}");
-    assert!(status.contains("job:op1:updates"), "{status}");
+    let status = relay.statusz().await;
+    let streams = status["streams"].as_array().unwrap().iter();
+    let keys: Vec<_> = streams.map(|stream| stream["key"].clone()).collect();
+    // Two dots are harmless in a key, and fit the default pattern; in a URL they are not.
+    assert_eq!(keys, ["job:..:updates", "job:op1:updates"]);
     assert!(relay.open(JOB).await.frame().await["type"] == "snapshot");
 }
 

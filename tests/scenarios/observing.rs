@@ -22,6 +22,7 @@ async fn metrics_are_there() {
     relay
         .metric_reaches("relay_sessions", &[("route", "job")], 1.0)
         .await;
+    relay.metric_reaches("relay_feeds", &[], 1.0).await;
 
     let metrics = relay.metrics().await;
     let at_least = [

@@ -156,6 +156,23 @@ async fn s11_another_replica() {
     assert_eq!(groups, Vec::<String>::new());
 }
 
+#[tokio::test]
+async fn s11_a_relay_is_killed() {
+    let redis = Redis::start().await;
+    let config = Config::new(&redis);
+    let (mut first, second) = (Relay::start(&config).await, Relay::start(&config).await);
+    let mut client = first.open(JOB).await;
+    client.expect_live().await;
+    redis.fill(KEY, 1, 20, 10).await;
+    client.expect_events(1, 10).await;
+    first.kill();
+    redis.fill(KEY, 21, 30, 10).await;
+    let cursor = client.cursor();
+    let mut client = second.upgrade(JOB).cursor(&cursor).open().await;
+    client.expect_events(11, 30).await;
+    client.expect_live().await;
+}
+
 /// So many clients that connect at once with this cursor, and get these entries.
 async fn storm(relay: &Relay, clients: usize, cursor: &str, first: u64, last: u64) {
     let mut storm = JoinSet::new();

@@ -79,15 +79,10 @@ impl RsaKey {
 
     /// A token with RS256.
     pub(crate) fn sign(&self, claims: &Value) -> String {
-        self.sign_as(&Header::new(Algorithm::RS256), claims)
-    }
-
-    /// A token with this header.
-    pub(crate) fn sign_as(&self, header: &Header, claims: &Value) -> String {
         let der: Pkcs8V1Der<'_> = self.pair.as_der().expect("an RSA key");
         let pem = pem("PRIVATE KEY", der.as_ref());
         let key = EncodingKey::from_rsa_pem(pem.as_bytes()).expect("a PEM of our own");
-        encode(header, claims, &key).expect("claims can be signed")
+        encode(&Header::new(Algorithm::RS256), claims, &key).expect("claims can be signed")
     }
 }
 
