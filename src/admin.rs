@@ -181,7 +181,7 @@ impl Admin {
         if peer.is_loopback() {
             let tails = self.hub.tails().into_iter();
             status["streams"] = tails
-                .map(|(key, tail)| json!({ "key": key, "tail": tail }))
+                .map(|(key, tail)| json!({ "key": key.as_str(), "tail": tail.to_string() }))
                 .collect();
         }
         answer(StatusCode::OK, JSON, format!("{status:#}\n"))

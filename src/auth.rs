@@ -1,19 +1,36 @@
 //! Who may listen: token sources, keys, claims, CEL authorisation.
+//!
+//! [`Authority::admit`] is the flow of a request: the token is found (`auth/token.rs`) and
+//! verified (`auth/verify.rs`), the route's `authorize` is asked (`auth/authorize.rs`), and the
+//! streams are resolved. What comes out is a [`Grant`], or a [`Rejection`] that knows what the
+//! client is told. No token, claim or query string reaches a log line or a metric from here.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod authorize;
+pub mod mint;
+mod rejection;
+#[cfg(test)]
+mod tests;
+mod token;
+mod verify;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use hyper::HeaderMap;
+use metrics::Counter;
 use tokio::time::Instant;
 
-use crate::config::template::Values;
-use crate::config::{Config, Route};
-use crate::metrics::Metrics;
-use crate::protocol::outcome::Refusal;
-use crate::stream::StreamKeys;
+use crate::config::template::{Unusable, Values};
+use crate::config::{Config, Jwt, Route, TokenSource};
+use crate::metrics::{Metrics, TOKEN_REJECTIONS};
+use crate::stream::{StreamKey, StreamKeys};
+use authorize::Authorizer;
+pub use rejection::{Rejection, TokenFault};
+use verify::{Verified, Verifier};
 
 /// What a request brings that can say who sent it.
 pub struct Request<'a> {
+    /// The headers of the upgrade request.
     pub headers: &'a HeaderMap,
     /// Path parameters (`job_id`) and the query variables that the route's templates use
     /// (`query.x`), decoded and checked against the route's patterns.
@@ -23,7 +40,6 @@ pub struct Request<'a> {
 }
 
 /// What a verified request may do.
-#[derive(Debug)]
 pub struct Grant {
     /// Absent on a public route, or where the token has no such claim.
     pub subject: Option<String>,
@@ -33,36 +49,123 @@ pub struct Grant {
     pub streams: StreamKeys,
     /// When the socket closes: `exp` plus leeway. Absent where nothing expires.
     pub expires_at: Option<Instant>,
+    /// When the token itself ends, which the client is told ahead of. Absent where nothing
+    /// expires.
+    pub token_expires_at: Option<Instant>,
 }
 
-/// Why a request is refused. (Variants are the auth module's to define.)
-#[derive(Debug, thiserror::Error)]
-#[error("refused")]
-pub struct Rejection;
-
-impl Rejection {
-    pub fn refusal(&self) -> Refusal {
-        todo!()
+/// Shows no claim, and no key, since keys are made of claims.
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grant")
+            .field("has_subject", &self.subject.is_some())
+            .field("streams", &self.streams.len())
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
     }
 }
 
 /// Decides who may listen, by the config.
 pub struct Authority {
-    _config: Arc<Config>,
+    /// Absent with auth mode "none".
+    tokens: Option<Tokens>,
+    authorizer: Authorizer,
+    rejections: HashMap<&'static str, Counter>,
+}
+
+/// Where tokens are looked for, and what is wanted of them.
+struct Tokens {
+    sources: Vec<TokenSource>,
+    verifier: Verifier,
 }
 
 impl Authority {
-    pub fn new(config: Arc<Config>, _metrics: &Metrics) -> Self {
-        Self { _config: config }
+    /// An authority for this config. Every key is tried once, so that a build that can't
+    /// verify tokens fails here and not at the first client.
+    pub fn new(config: &Config, metrics: &Metrics) -> Self {
+        Self::of(config.auth.jwt.as_ref(), &config.routes, metrics)
+    }
+
+    fn of(jwt: Option<&Jwt>, routes: &[Route], metrics: &Metrics) -> Self {
+        let rejections = TokenFault::ALL.iter().map(|fault| {
+            let counter = metrics.counter(&TOKEN_REJECTIONS, &[fault.reason()]);
+            counter.increment(0);
+            (fault.reason(), counter)
+        });
+        Self {
+            tokens: jwt.map(Tokens::new),
+            authorizer: Authorizer::new(routes),
+            rejections: rejections.collect(),
+        }
     }
 
     /// Verifies the token (unless the route is public), authorises, and resolves the streams.
-    pub fn admit(&self, _route: &Route, _request: &Request<'_>) -> Result<Grant, Rejection> {
-        todo!()
+    ///
+    /// A public route ignores whatever token there is: it has no claims. Its `authorize` is
+    /// asked all the same, for it may look at path and query, and a rule that is written down
+    /// is not passed over.
+    pub fn admit(&self, route: &Route, request: &Request<'_>) -> Result<Grant, Rejection> {
+        let verified = match &self.tokens {
+            Some(tokens) if !route.public => self.counted(tokens.verify(request))?,
+            Some(_) | None => Verified::default(),
+        };
+        let claims = &verified.claims;
+        if !self.authorizer.allows(route, claims, request) {
+            return Err(Rejection::NotAllowed);
+        }
+        let values = Values {
+            params: request.params.clone(),
+            claims: verified.claims,
+        };
+        Ok(Grant {
+            subject: verified.subject,
+            streams: resolve(route, &values)?,
+            values,
+            expires_at: verified.expires_at,
+            token_expires_at: verified.token_expires_at,
+        })
     }
 
     /// The subprotocol that carries a token in this offer, if a token source says so.
-    pub fn token_subprotocol<'a>(&self, _offered: &[&'a str]) -> Option<&'a str> {
-        todo!()
+    ///
+    /// A browser drops the connection unless one of the subprotocols that it offered is
+    /// selected (RFC 6455 section 4.1), and it may have offered nothing but its token.
+    pub fn token_subprotocol<'a>(&self, offered: &[&'a str]) -> Option<&'a str> {
+        let sources = &self.tokens.as_ref()?.sources;
+        sources.iter().find_map(|source| match source {
+            TokenSource::Subprotocol { prefix } => {
+                token::subprotocol(offered.iter().copied(), prefix).map(|(value, _)| value)
+            }
+            TokenSource::Header | TokenSource::Cookie { .. } | TokenSource::Query { .. } => None,
+        })
     }
+
+    fn counted<T>(&self, result: Result<T, TokenFault>) -> Result<T, TokenFault> {
+        result.inspect_err(|fault| {
+            if let Some(counter) = self.rejections.get(fault.reason()) {
+                counter.increment(1);
+            }
+        })
+    }
+}
+
+impl Tokens {
+    fn new(jwt: &Jwt) -> Self {
+        Self {
+            sources: jwt.token_from.clone(),
+            verifier: Verifier::new(jwt),
+        }
+    }
+
+    fn verify(&self, request: &Request<'_>) -> Result<Verified, TokenFault> {
+        let token = token::find(&self.sources, request)?;
+        self.verifier.verify(&token)
+    }
+}
+
+/// The keys of the route's streams.
+fn resolve(route: &Route, values: &Values) -> Result<StreamKeys, Unusable> {
+    let keys = route.streams.iter();
+    let keys = keys.map(|template| template.render(values).map(StreamKey::from));
+    keys.collect::<Result<_, _>>().map(StreamKeys::new)
 }

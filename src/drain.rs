@@ -101,7 +101,7 @@ impl Drain {
     /// Never returns before a drain has begun to refuse requests.
     pub async fn finished(&self) -> Result<(), LeftBehind> {
         let shared = &self.shared;
-        shared.signal.ending().await;
+        shared.signal.refusing().await;
         tokio::select! {
             () = shared.clients.wait() => Ok(()),
             () = async { cut(&shared.signal).await; sleep(AFTER_CUT).await } => {
@@ -198,7 +198,7 @@ mod tests {
         drain.start();
         assert_eq!(signal.phase(), Phase::Announced);
 
-        signal.ending().await;
+        signal.refusing().await;
         let since = began + DELAY;
         let until = since + WINDOW;
         assert_eq!(Instant::now(), since);

@@ -119,7 +119,7 @@ impl ClientPort {
 
     /// Accepts connections until a drain refuses them; then the port is closed.
     pub async fn accept(self: Arc<Self>, socket: TcpListener) {
-        let mut ending = pin!(self.drain.ending());
+        let mut ending = pin!(self.drain.refusing());
         let mut pause = FIRST_PAUSE;
         loop {
             let accepted = tokio::select! {
@@ -206,7 +206,7 @@ impl ClientPort {
 
     /// Waits until a drain has no more time for this connection: soon, if it has asked nothing.
     async fn is_over(&self, asked: &AtomicBool) {
-        self.drain.ending().await;
+        self.drain.refusing().await;
         if !asked.load(Ordering::Relaxed) {
             sleep(LAST_HEADS).await;
         }

@@ -1,52 +1,433 @@
 //! A request's way to a session: route, grant, attach, snapshot, upgrade.
+//!
+//! The order is what makes the cut exact: the feeds are attached before the API is asked, so an
+//! entry that is added meanwhile comes after the position, never between.
+
+mod origin;
+mod request;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::header::{
+    CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
+};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_tungstenite::HyperWebsocket;
+use tokio::time::{Instant, timeout};
+use tracing::debug;
 
-use crate::config::Config;
+use crate::auth::{Authority, Grant};
+use crate::config::{Config, OnError, Reject};
 use crate::hub::Hub;
-use crate::metrics::Metrics;
+use crate::hub::feed::Watch;
+use crate::metrics::{CONNECTS, Metrics};
+use crate::protocol::outcome::{Outcome, Refusal};
 use crate::session::ending::DrainSignal;
+use crate::session::{Opening, ServedRoute, Session, Start};
+use crate::snapshot::{Callback, SnapshotError};
+use crate::stream::{Cursor, EntryId};
 use crate::tasks::Tasks;
+use crate::websocket::{self, Socket};
+use request::Asked;
 
 /// Answers every request on the clients' port. Sessions run as tasks of their own.
-pub struct Router {}
-
-impl Router {
-    pub fn new(
-        _config: Arc<Config>,
-        _hub: Hub,
-        _drain: DrainSignal,
-        _sessions: Tasks,
-        _metrics: &Metrics,
-    ) -> Self {
-        todo!()
-    }
-
-    /// `Err` drops the TCP connection (`reject = "abort"`). The permit of the connection lives
-    /// as long as the session, if there is one.
-    pub async fn respond<P: Send + 'static>(
-        &self,
-        _peer: IpAddr,
-        _request: Request<Incoming>,
-        _permit: Arc<P>,
-    ) -> Result<Response<Full<Bytes>>, Aborted> {
-        todo!()
-    }
-
-    /// Live sessions per route.
-    pub fn sessions(&self) -> BTreeMap<String, usize> {
-        todo!()
-    }
+pub struct Router {
+    config: Arc<Config>,
+    authority: Authority,
+    routes: Vec<Arc<ServedRoute>>,
+    paths: matchit::Router<usize>,
+    hub: Hub,
+    drain: DrainSignal,
+    tasks: Tasks,
+    metrics: Metrics,
 }
 
 /// The connection is to be dropped without an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("refused by dropping the connection")]
 pub struct Aborted;
+
+type Answer = Response<Full<Bytes>>;
+
+const DRAINING: Refusal = Refusal::retry(Outcome::Overloaded, "draining", Duration::from_secs(1));
+const NO_ROUTE: Refusal = Refusal::new(Outcome::NotFound, "no_route");
+const ORIGIN: Refusal = Refusal::new(Outcome::Forbidden, "origin_not_allowed");
+const SUBPROTOCOL: Refusal = Refusal::new(Outcome::BadRequest, "no_subprotocol");
+const TOKEN_EXPIRED: Refusal = Refusal::new(Outcome::Unauthenticated, "token_expired");
+
+/// What a request has come to: everything that its session begins with.
+struct Admitted {
+    grant: Grant,
+    watches: Vec<Watch>,
+    start: Start,
+    callback: Option<Arc<Callback>>,
+}
+
+impl Router {
+    /// Prepares the routes of the config. Sessions will be tasks of `tasks`.
+    pub fn new(
+        config: Arc<Config>,
+        hub: Hub,
+        drain: DrainSignal,
+        tasks: Tasks,
+        metrics: &Metrics,
+    ) -> Self {
+        let served = |index| {
+            Arc::new(ServedRoute::new(
+                config.clone(),
+                index,
+                &hub,
+                &drain,
+                &tasks,
+                metrics,
+            ))
+        };
+        let routes: Vec<_> = (0..config.routes.len()).map(served).collect();
+        let mut paths = matchit::Router::new();
+        for (index, route) in config.routes.iter().enumerate() {
+            paths
+                .insert(&route.path, index)
+                .expect("the config has checked that paths don't conflict");
+        }
+        Self {
+            authority: Authority::new(&config, metrics),
+            routes,
+            paths,
+            hub,
+            drain,
+            tasks,
+            metrics: metrics.clone(),
+            config,
+        }
+    }
+
+    /// Answers a request. `held` is dropped when its connection or its session ends.
+    ///
+    /// # Errors
+    /// [`Aborted`] where the connection is to be dropped (`reject = "abort"`).
+    pub async fn respond<H: Send + Sync + 'static>(
+        &self,
+        peer: IpAddr,
+        request: Request<Incoming>,
+        held: Arc<H>,
+    ) -> Result<Answer, Aborted> {
+        if self.drain.is_refusing() {
+            self.count("", DRAINING.reason);
+            return Ok(status_answer(&DRAINING));
+        }
+        let Some((route, params)) = self.find(request.uri().path()) else {
+            self.count("", NO_ROUTE.reason);
+            return Ok(status_answer(&NO_ROUTE));
+        };
+        if let Some(answer) = not_an_upgrade(&request) {
+            self.count(route.name(), "no_upgrade");
+            return Ok(answer);
+        }
+        let (parts, body) = request.into_parts();
+        let asked = Asked::new(&parts, params);
+        let admitted = tokio::select! {
+            admitted = self.admit(&route, &parts, &asked) => admitted,
+            () = self.drain.refusing() => {
+                self.count(route.name(), DRAINING.reason);
+                return Ok(status_answer(&DRAINING));
+            }
+        };
+        let outcome = admitted
+            .as_ref()
+            .map_or_else(|refusal| refusal.reason, |_| "accepted");
+        self.count(route.name(), outcome);
+        debug!(%peer, route = route.name(), outcome, "request");
+        let mut request = Request::from_parts(parts, body);
+        match admitted {
+            Ok(admitted) => Ok(self.accept(&route, &mut request, &asked, admitted, held)),
+            Err(refusal) => self.refuse(&mut request, &asked, refusal, held),
+        }
+    }
+
+    /// Live sessions per route.
+    pub fn sessions(&self) -> BTreeMap<String, usize> {
+        let routes = self.routes.iter();
+        routes
+            .map(|route| (route.name().to_owned(), route.present()))
+            .collect()
+    }
+
+    fn find(&self, path: &str) -> Option<(Arc<ServedRoute>, BTreeMap<String, String>)> {
+        let found = self.paths.at(path).ok()?;
+        let params = found
+            .params
+            .iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Some((self.routes[*found.value].clone(), params.collect()))
+    }
+
+    fn count(&self, route: &str, outcome: &str) {
+        self.metrics
+            .counter(&CONNECTS, &[route, outcome])
+            .increment(1);
+    }
+}
+
+/// From a request to what its session begins with.
+impl Router {
+    async fn admit(
+        &self,
+        route: &ServedRoute,
+        parts: &Parts,
+        asked: &Asked,
+    ) -> Result<Admitted, Refusal> {
+        if !origin::is_allowed(&parts.headers, &self.config.server.allowed_origins) {
+            return Err(ORIGIN);
+        }
+        if !asked.offered.is_empty() && self.subprotocol(asked).is_none() {
+            return Err(SUBPROTOCOL);
+        }
+        let params = asked.params(route.route())?;
+        let request = crate::auth::Request {
+            headers: &parts.headers,
+            params: &params,
+            query: &asked.query,
+        };
+        let grant = self
+            .authority
+            .admit(route.route(), &request)
+            .map_err(|rejection| {
+                debug!(route = route.name(), %rejection, "refused");
+                rejection.refusal()
+            })?;
+        let watches = self.attach(&grant).await?;
+        let callback = prepare(route, &grant, parts)?;
+        let start = self
+            .start(route, &grant, asked, &watches, callback.as_deref())
+            .await?;
+        // The callback may have taken longer than the token had left.
+        if grant.expires_at.is_some_and(|at| at <= Instant::now()) {
+            return Err(TOKEN_EXPIRED);
+        }
+        Ok(Admitted {
+            grant,
+            watches,
+            start,
+            callback,
+        })
+    }
+
+    async fn attach(&self, grant: &Grant) -> Result<Vec<Watch>, Refusal> {
+        let attaching = grant
+            .streams
+            .as_slice()
+            .iter()
+            .map(|key| self.hub.attach(key));
+        let watches = futures_util::future::try_join_all(attaching).await;
+        watches.map_err(|error| {
+            debug!(%error, "a stream can't be attached to");
+            error.refusal()
+        })
+    }
+
+    /// A usable cursor needs no snapshot; without one the API is asked, if the route says so.
+    async fn start(
+        &self,
+        route: &ServedRoute,
+        grant: &Grant,
+        asked: &Asked,
+        watches: &[Watch],
+        callback: Option<&Callback>,
+    ) -> Result<Start, Refusal> {
+        if let Some(text) = asked.cursor(route.route()) {
+            match Cursor::parse(text, &grant.streams) {
+                Some(cursor) => return Ok(Start::Resume(cursor)),
+                None => route.meters().note_malformed_cursor(),
+            }
+        }
+        let feeds: Vec<_> = watches.iter().map(|watch| watch.feed.clone()).collect();
+        let note = move || -> Vec<EntryId> { feeds.iter().map(|feed| feed.tail()).collect() };
+        let (Some(callback), Some(snapshots)) = (callback, route.snapshots()) else {
+            return Ok(Start::Now(note()));
+        };
+        match snapshots.fetch(callback, note.clone(), None).await {
+            Ok(snapshot) => Ok(Start::Snapshot(snapshot)),
+            Err(error) if goes_on_without(route, &error) => Ok(Start::SnapshotFailed(note())),
+            Err(error) => Err(error.refusal()),
+        }
+    }
+
+    /// `relay.v1` if it is offered, else the offered value that carries the token: a browser
+    /// drops the connection if none of what it offers is selected.
+    fn subprotocol<'a>(&self, asked: &'a Asked) -> Option<&'a str> {
+        let offered: Vec<&str> = asked.offered.iter().map(String::as_str).collect();
+        let ours = offered
+            .iter()
+            .find(|offer| **offer == crate::protocol::SUBPROTOCOL);
+        ours.copied()
+            .or_else(|| self.authority.token_subprotocol(&offered))
+    }
+}
+
+fn prepare(
+    route: &ServedRoute,
+    grant: &Grant,
+    parts: &Parts,
+) -> Result<Option<Arc<Callback>>, Refusal> {
+    let Some(snapshots) = route.snapshots() else {
+        return Ok(None);
+    };
+    let callback = snapshots.prepare(&grant.values, &parts.headers, &grant.streams);
+    callback
+        .map(|callback| Some(Arc::new(callback)))
+        .map_err(|unusable| crate::auth::Rejection::from(unusable).refusal())
+}
+
+fn goes_on_without(route: &ServedRoute, error: &SnapshotError) -> bool {
+    let on_error = route
+        .route()
+        .snapshot
+        .as_ref()
+        .map(|snapshot| snapshot.on_error);
+    on_error == Some(OnError::Stream) && !error.is_refusal_by_api()
+}
+
+/// Answers.
+impl Router {
+    fn accept<H: Send + Sync + 'static>(
+        &self,
+        route: &Arc<ServedRoute>,
+        request: &mut Request<Incoming>,
+        asked: &Asked,
+        admitted: Admitted,
+        held: H,
+    ) -> Answer {
+        let Ok((answer, upgrade)) = self.upgrade(request, asked, route.max_client_message()) else {
+            return status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake"));
+        };
+        let opening = Opening {
+            presence: route.enter(held),
+            route: route.clone(),
+            keys: admitted.grant.streams,
+            watches: admitted.watches,
+            start: admitted.start,
+            callback: admitted.callback,
+            expires_at: admitted.grant.expires_at,
+        };
+        let (tasks, config) = (
+            self.tasks.clone(),
+            websocket::receive_config(route.max_client_message()),
+        );
+        let deadline = self.config.server.handshake_timeout;
+        // The session is a task of its own: the one that waits for the upgrade is as large as
+        // everything that it has awaited.
+        self.tasks.spawn("upgrade", async move {
+            match timeout(deadline, Socket::upgraded(upgrade, config)).await {
+                Ok(Some(socket)) => {
+                    drop(tasks.spawn("session", websocket::serve(socket, Session::new(opening))))
+                }
+                Ok(None) | Err(_) => debug!("a client left during its upgrade"),
+            }
+        });
+        answer
+    }
+
+    fn refuse<H: Send + Sync + 'static>(
+        &self,
+        request: &mut Request<Incoming>,
+        asked: &Asked,
+        refusal: Refusal,
+        held: H,
+    ) -> Result<Answer, Aborted> {
+        match self.config.auth.reject {
+            Reject::Abort => Err(Aborted),
+            Reject::Http => Ok(status_answer(&refusal)),
+            Reject::Close => {
+                let Ok((answer, upgrade)) = self.upgrade(request, asked, 0) else {
+                    return Ok(status_answer(&refusal));
+                };
+                let deadline = self.config.server.handshake_timeout;
+                self.tasks.spawn("refusal", async move {
+                    let config = websocket::receive_config(0);
+                    if let Ok(Some(socket)) =
+                        timeout(deadline, Socket::upgraded(upgrade, config)).await
+                    {
+                        websocket::refuse(socket, refusal).await;
+                    }
+                    drop(held);
+                });
+                Ok(answer)
+            }
+        }
+    }
+
+    fn upgrade(
+        &self,
+        request: &mut Request<Incoming>,
+        asked: &Asked,
+        max_message: usize,
+    ) -> Result<(Answer, HyperWebsocket), ()> {
+        let config = websocket::receive_config(max_message);
+        let (mut answer, upgrade) =
+            hyper_tungstenite::upgrade(request, Some(config)).map_err(|_| ())?;
+        let selected = self
+            .subprotocol(asked)
+            .and_then(|selected| HeaderValue::from_str(selected).ok());
+        if let Some(selected) = selected {
+            answer
+                .headers_mut()
+                .insert(SEC_WEBSOCKET_PROTOCOL, selected);
+        }
+        Ok((answer, upgrade))
+    }
+}
+
+/// The answer to a request on a route's path that is no WebSocket handshake (RFC 6455 section 4.2).
+fn not_an_upgrade(request: &Request<Incoming>) -> Option<Answer> {
+    if request.method() != Method::GET {
+        let mut answer = error_answer(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
+        answer
+            .headers_mut()
+            .insert(hyper::header::ALLOW, HeaderValue::from_static("GET"));
+        return Some(answer);
+    }
+    let version = request.headers().get(SEC_WEBSOCKET_VERSION);
+    if !hyper_tungstenite::is_upgrade_request(request)
+        || version.is_none_or(|version| version != "13")
+    {
+        let mut answer = error_answer(StatusCode::UPGRADE_REQUIRED, "upgrade_required");
+        let headers = answer.headers_mut();
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Some(answer);
+    }
+    (!request::has_valid_key(request.headers()))
+        .then(|| status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake")))
+}
+
+fn status_answer(refusal: &Refusal) -> Answer {
+    let mut answer = error_answer(refusal.outcome.status(), refusal.reason);
+    let headers = answer.headers_mut();
+    if refusal.outcome == Outcome::Unauthenticated {
+        // RFC 6750 section 3: a 401 says how to authenticate.
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Some(after) = refusal.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+    }
+    answer
+}
+
+fn error_answer(status: StatusCode, reason: &str) -> Answer {
+    let body = format!(r#"{{"error":"{reason}"}}"#);
+    let mut answer = Response::new(Full::from(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // Whoever neither upgrades nor goes would keep a place.
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}

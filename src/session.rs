@@ -1,3 +1,615 @@
 //! One client from upgrade to close, independent of the transport.
+//!
+//! A [`Session`] decides and returns what is to be sent; the transport sends it, says what
+//! arrives, and asks for the next thing when the last one is with the kernel. So a client that
+//! reads slowly is asked for less often, and costs its position and what is on its way.
+//!
+//! The session goes through three stages: it prepares where to begin, it streams, and where
+//! continuity is lost it resyncs and streams again.
 
+mod begin;
 pub mod ending;
+mod output;
+mod presence;
+mod resync;
+mod route;
+mod timers;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use hyper::body::Bytes;
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::hub::STREAM_UNREADABLE;
+use crate::hub::backlog::{Page, Proof};
+use crate::hub::chunk::Slice;
+use crate::hub::feed::{After, Basis, Epoch, Position, Watch, now_ms};
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::protocol::{ClientMessage, ControlFrame, LossReason, State};
+use crate::snapshot::{Callback, Snapshot};
+use crate::store::StoreError;
+use crate::stream::{Cursor, EntryId, StreamKeys};
+use ending::Ending;
+use timers::{Due, Timers};
+
+pub use output::{Batch, Close, How, Output};
+pub use presence::Presence;
+pub use route::ServedRoute;
+
+/// What a session begins with.
+pub struct Opening {
+    /// Its route.
+    pub route: Arc<ServedRoute>,
+    /// The resolved keys.
+    pub keys: StreamKeys,
+    /// Its places at the feeds of these keys, in their order.
+    pub watches: Vec<Watch>,
+    /// Where it begins.
+    pub start: Start,
+    /// Its snapshot callback, if the route has one; asked again at each resync.
+    pub callback: Option<Arc<Callback>>,
+    /// When its token expires.
+    pub expires_at: Option<Instant>,
+    /// Counts it as present until it ends.
+    pub presence: Presence,
+}
+
+/// Where a session begins.
+pub enum Start {
+    /// After a cursor that the client brought.
+    Resume(Cursor),
+    /// At the state that the API has returned.
+    Snapshot(Snapshot),
+    /// At these positions: the route has no snapshot.
+    Now(Vec<EntryId>),
+    /// At these positions: there is no snapshot, though the route has one.
+    SnapshotFailed(Vec<EntryId>),
+}
+
+/// One client.
+pub struct Session {
+    route: Arc<ServedRoute>,
+    keys: StreamKeys,
+    streams: Vec<Tracked>,
+    callback: Option<Arc<Callback>>,
+    stage: Stage,
+    /// What the session waits for beside its feeds; one thing at a time.
+    work: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
+    /// Decided, but not yet taken by the transport.
+    outbox: VecDeque<Output>,
+    timers: Timers,
+    ending: Ending,
+    /// The stream whose turn it is: a busy one must not starve a quiet one.
+    turn: usize,
+    live: bool,
+    told_degraded: bool,
+    owes_pong: bool,
+    messages: MessageRate,
+    resyncs: Resyncs,
+    closed: bool,
+    _presence: Presence,
+}
+
+/// What a session knows of one of its streams.
+struct Tracked {
+    watch: Watch,
+    position: Position,
+    /// The position noted at this attach: the session is live once it has passed it.
+    target: EntryId,
+    /// Entries that the feed had published when it was last asked.
+    published: u64,
+    /// The same, when the session was last caught up.
+    caught_up_at: u64,
+    /// The backlog said that nothing follows, and the feed has not changed since the question.
+    nothing_follows: bool,
+    /// The feed has changed since the backlog was asked.
+    changed: bool,
+}
+
+enum Stage {
+    /// It is being found out where to begin; then this is the first frame.
+    Preparing(First),
+    Streaming,
+    Resyncing,
+}
+
+/// What comes before the first event.
+enum First {
+    Nothing,
+    Snapshot { reason: &'static str, body: Bytes },
+    SnapshotFailed,
+}
+
+/// What a session can have waited for.
+enum Done {
+    Prepared(Vec<Position>),
+    Page {
+        stream: usize,
+        epoch: Epoch,
+        answer: Result<Page, StoreError>,
+    },
+    /// A new snapshot, or none where the route goes on without; then the positions it is for.
+    Resynced(Result<resync::Fresh, Refusal>),
+    /// Redis did not answer a moment ago; it can be asked again.
+    Rested,
+}
+
+/// How often continuity was lost of late.
+#[derive(Default)]
+struct Resyncs {
+    in_a_row: u32,
+    last: Option<Instant>,
+}
+
+/// More than this many without becoming live in between end the session.
+const MAX_RESYNCS_IN_A_ROW: u32 = 3;
+
+impl Session {
+    /// A session that begins as its opening says.
+    pub fn new(opening: Opening) -> Self {
+        let route = opening.route;
+        let timers = Timers::new(route.keepalive(), opening.expires_at);
+        let mut session = Self {
+            ending: Ending::new(route.drain()),
+            keys: opening.keys,
+            streams: opening.watches.into_iter().map(Tracked::new).collect(),
+            callback: opening.callback,
+            stage: Stage::Streaming,
+            work: None,
+            outbox: VecDeque::new(),
+            timers,
+            turn: 0,
+            live: false,
+            told_degraded: false,
+            owes_pong: false,
+            messages: MessageRate::new(route.client().max_messages_per_second),
+            resyncs: Resyncs::default(),
+            closed: false,
+            route,
+            _presence: opening.presence,
+        };
+        session.begin(opening.start);
+        session
+    }
+
+    /// The route that this session is on.
+    pub fn route(&self) -> &Arc<ServedRoute> {
+        &self.route
+    }
+
+    /// What to send next. Called again once that is with the kernel. After an
+    /// [`Output::Close`] there is nothing more.
+    ///
+    /// In this order: timers and the drain (an expired token must not wait for a batch), what
+    /// is decided already, the answer that is waited for, the streams.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Output> {
+        loop {
+            if self.closed {
+                return Poll::Pending;
+            }
+            self.poll_timers(cx);
+            self.poll_ending(cx);
+            if let Some(output) = self.outbox.pop_front() {
+                self.closed = matches!(output, Output::Close(_));
+                return Poll::Ready(output);
+            }
+            // Before the feeds are asked: what changes after the question rings again.
+            self.hear_feeds(cx);
+            if let Poll::Ready(done) = self.poll_work(cx) {
+                self.finish(done);
+                continue;
+            }
+            if !self.tell_status() && !self.tell_live() && !self.advance() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// What must be sent though the last output is stuck: only what ends the session at once.
+    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        if self.ending.poll_cut(cx).is_ready() {
+            return Poll::Ready(Close::reset(Refusal::new(Outcome::Restart, "drain")));
+        }
+        ready!(self.timers.poll_expired(cx));
+        Poll::Ready(Close::reset(TOKEN_EXPIRED))
+    }
+
+    /// Notes that bytes went one way or the other: the peer is alive.
+    pub fn note_life(&mut self) {
+        self.timers.note_life();
+    }
+
+    /// Takes a text message of the client.
+    pub fn receive(&mut self, text: &str) {
+        let message = ClientMessage::parse(text);
+        self.route.meters().note_client_message(message);
+        if !self.messages.allows() {
+            self.close(Refusal::new(Outcome::TooMany, "too_many_messages"));
+            return;
+        }
+        match message {
+            // One answer for all pings that came while it could not be sent.
+            ClientMessage::Ping if !self.owes_pong => {
+                self.owes_pong = true;
+                self.tell(&ControlFrame::Pong);
+            }
+            ClientMessage::Ping | ClientMessage::Unknown => {}
+        }
+    }
+
+    /// The cursor after everything sent so far.
+    fn cursor(&self) -> String {
+        let ids = self.streams.iter().map(|stream| stream.position.id);
+        Cursor::display(ids, &self.keys).to_string()
+    }
+
+    fn tell(&mut self, frame: &ControlFrame<'_>) {
+        if self.route.message().control {
+            self.outbox
+                .push_back(Output::Messages(Batch::one(frame.framed())));
+        }
+    }
+
+    fn close(&mut self, refusal: Refusal) {
+        debug!(
+            route = self.route.name(),
+            reason = refusal.reason,
+            "session closes"
+        );
+        self.outbox
+            .push_back(Output::Close(Close::handshake(refusal)));
+    }
+}
+
+const TOKEN_EXPIRED: Refusal = Refusal::new(Outcome::Unauthenticated, "token_expired");
+
+/// The arms.
+impl Session {
+    fn poll_timers(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(due) = self.timers.poll_due(cx) {
+            match due {
+                Due::Ping => self.outbox.push_back(Output::Ping),
+                Due::Silent => {
+                    let refusal = Refusal::new(Outcome::TooSlow, "keepalive_timeout");
+                    self.outbox.push_front(Output::Close(Close::reset(refusal)));
+                }
+                Due::Expiring { expires_in_ms } => {
+                    self.tell(&ControlFrame::Expiring { expires_in_ms })
+                }
+                Due::Expired => self
+                    .outbox
+                    .push_front(Output::Close(Close::handshake(TOKEN_EXPIRED))),
+                Due::MaxAge => self.go_away("max_age"),
+            }
+        }
+    }
+
+    fn poll_ending(&mut self, cx: &mut Context<'_>) {
+        if self.ending.poll_cut(cx).is_ready() {
+            let refusal = Refusal::new(Outcome::Restart, "drain");
+            self.outbox.push_front(Output::Close(Close::reset(refusal)));
+        } else if self.ending.poll_turn(cx).is_ready() {
+            self.go_away("drain");
+        }
+    }
+
+    /// Tells the client to come back, and closes.
+    fn go_away(&mut self, reason: &'static str) {
+        let refusal = Refusal::new(Outcome::Restart, reason);
+        if self.route.ends_without_close_frame(reason) {
+            self.outbox.push_back(Output::Close(Close::flush(refusal)));
+            return;
+        }
+        self.tell(&ControlFrame::Goaway {
+            reason,
+            retry_after_ms: rand::random_range(RETRY_AFTER_MS),
+        });
+        self.close(refusal);
+    }
+
+    fn hear_feeds(&mut self, cx: &mut Context<'_>) {
+        for stream in &mut self.streams {
+            if stream.watch.listener.poll_rung(cx).is_ready() {
+                stream.changed = true;
+                stream.nothing_follows = false;
+            }
+        }
+    }
+
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
+        let Some(work) = &mut self.work else {
+            return Poll::Pending;
+        };
+        let done = ready!(work.as_mut().poll(cx));
+        self.work = None;
+        Poll::Ready(done)
+    }
+
+    fn finish(&mut self, done: Done) {
+        match done {
+            Done::Prepared(positions) => self.start_streaming(&positions),
+            Done::Page {
+                stream,
+                epoch,
+                answer,
+            } => self.take_page(stream, epoch, answer),
+            Done::Resynced(Ok(fresh)) => self.start_anew(fresh),
+            Done::Resynced(Err(refusal)) => self.close(refusal),
+            Done::Rested => {}
+        }
+    }
+
+    /// Says once per outage that Redis is away, and once that it is back. Whether it did.
+    fn tell_status(&mut self) -> bool {
+        let as_of = self
+            .streams
+            .iter()
+            .filter_map(|stream| stream.watch.feed.degraded_as_of())
+            .min();
+        let (state, degraded) = match as_of {
+            Some(_) => (State::Degraded, true),
+            None => (State::Ok, false),
+        };
+        if degraded == self.told_degraded || matches!(self.stage, Stage::Preparing(_)) {
+            return false;
+        }
+        self.told_degraded = degraded;
+        self.tell(&ControlFrame::Status { state, as_of });
+        true
+    }
+}
+
+/// When a client is to come back after a goaway: spread, so that they don't all come at once.
+const RETRY_AFTER_MS: std::ops::Range<u64> = 500..3_000;
+
+/// Streaming.
+impl Session {
+    /// Asks the streams in turn what follows, until one has a batch. Whether anything came of it.
+    fn advance(&mut self) -> bool {
+        if !matches!(self.stage, Stage::Streaming) {
+            return false;
+        }
+        for step in 0..self.streams.len() {
+            let index = (self.turn + step) % self.streams.len();
+            if self.advance_stream(index) {
+                self.turn = (index + 1) % self.streams.len();
+                return true;
+            }
+        }
+        // Asking may have proven the last position that was missing.
+        self.tell_live()
+    }
+
+    fn advance_stream(&mut self, index: usize) -> bool {
+        let stream = &mut self.streams[index];
+        match stream.watch.feed.after(stream.position) {
+            After::Unreadable(_) => {
+                self.close(STREAM_UNREADABLE);
+                true
+            }
+            After::CaughtUp { epoch, published } => {
+                stream.position.basis = Basis::Proven(epoch);
+                (stream.published, stream.caught_up_at) = (published, published);
+                false
+            }
+            After::Entries {
+                slices,
+                epoch,
+                published,
+            } => {
+                stream.published = published;
+                if !self.lags_too_much(index) {
+                    self.send(index, &slices, epoch);
+                }
+                true
+            }
+            After::Behind { epoch, published } => {
+                stream.published = published;
+                if self.work.is_some() || stream.nothing_follows {
+                    return false;
+                }
+                if !self.lags_too_much(index) {
+                    self.ask_backlog(index, epoch);
+                }
+                true
+            }
+        }
+    }
+
+    /// Puts a batch into the outbox and moves the position behind it.
+    fn send(&mut self, index: usize, slices: &[Slice], epoch: Epoch) {
+        let Some(last) = slices.last().map(Slice::last) else {
+            return;
+        };
+        if self.live {
+            self.note_latency(slices);
+        }
+        let batch = self.batch(index, slices);
+        self.streams[index].position = Position {
+            id: last,
+            basis: Basis::Proven(epoch),
+        };
+        if batch.count > 0 {
+            self.outbox.push_back(Output::Messages(batch));
+        }
+    }
+
+    fn batch(&self, index: usize, slices: &[Slice]) -> Batch {
+        let format = self.route.format();
+        let encoder = self.route.encoder();
+        if !encoder.needs_cursor() {
+            let count = slices.iter().map(|slice| slice.message_count(format)).sum();
+            return Batch::new(
+                slices.iter().map(|slice| slice.messages(format)).collect(),
+                count,
+            );
+        }
+        let mut ids: Vec<EntryId> = self
+            .streams
+            .iter()
+            .map(|stream| stream.position.id)
+            .collect();
+        let mut messages = Vec::new();
+        let mut count = 0;
+        for (id, piece) in slices.iter().flat_map(|slice| slice.pieces(format)) {
+            ids[index] = id;
+            if !piece.is_empty() {
+                let cursor = Cursor::display(ids.iter().copied(), &self.keys);
+                encoder.push_with_cursor(&mut messages, &cursor, piece);
+                count += 1;
+            }
+        }
+        Batch::new(vec![messages.into()], count)
+    }
+
+    /// Of the batch's oldest entry, the one that has waited longest.
+    fn note_latency(&self, slices: &[Slice]) {
+        const PLAUSIBLE_MS: u64 = 3_600_000;
+        let Some(oldest) = slices.first().and_then(|slice| slice.entries().first()) else {
+            return;
+        };
+        let now = now_ms();
+        if now.abs_diff(oldest.id.ms) <= PLAUSIBLE_MS {
+            self.route
+                .meters()
+                .note_latency(now.saturating_sub(oldest.id.ms));
+        }
+    }
+
+    /// Applies the route's bound on lag. Whether the session is past it.
+    fn lags_too_much(&mut self, index: usize) -> bool {
+        if !self.live {
+            return false;
+        }
+        let stream = &self.streams[index];
+        let lag = stream.published.saturating_sub(stream.caught_up_at);
+        self.route.meters().note_lag(lag);
+        let slow = self.route.slow();
+        if slow.max_lag.is_none_or(|most| lag <= most) {
+            return false;
+        }
+        match slow.then {
+            crate::config::WhenLagging::Close => {
+                self.close(Refusal::new(Outcome::TooSlow, "too_slow"))
+            }
+            crate::config::WhenLagging::Resync => self.lose(index, LossReason::Lagged),
+        }
+        true
+    }
+
+    fn ask_backlog(&mut self, index: usize, epoch: Epoch) {
+        let stream = &mut self.streams[index];
+        stream.changed = false;
+        let proof = match stream.position.basis {
+            Basis::Start => Proof::NotNeeded,
+            Basis::Proven(_) | Basis::Unproven => Proof::Needed,
+        };
+        let backlog = self.route.hub().backlog().clone();
+        let (feed, position) = (stream.watch.feed.clone(), stream.position.id);
+        self.work = Some(Box::pin(async move {
+            Done::Page {
+                stream: index,
+                epoch,
+                answer: backlog.page(feed, position, proof).await,
+            }
+        }));
+    }
+
+    fn take_page(&mut self, index: usize, epoch: Epoch, answer: Result<Page, StoreError>) {
+        let stream = &mut self.streams[index];
+        match answer {
+            Ok(Page::Entries(page)) => {
+                let slices: Vec<Slice> = page.slice(stream.position.id).into_iter().collect();
+                self.send(index, &slices, epoch);
+            }
+            Ok(Page::Nothing { at }) => {
+                stream.position = Position {
+                    id: at,
+                    basis: Basis::Proven(epoch),
+                };
+                // The feed may know less than Redis: then it is waited for, not asked again.
+                stream.nothing_follows = !stream.changed;
+                self.route.hub().refresh(&stream.watch.feed);
+            }
+            Ok(Page::Lost(reason)) => {
+                self.route.hub().refresh(&stream.watch.feed);
+                self.lose(index, reason);
+            }
+            Err(StoreError::Unreadable(_)) => self.close(STREAM_UNREADABLE),
+            Err(StoreError::Unavailable(reason)) => {
+                debug!(route = self.route.name(), %reason, "backlog can't be read, trying again");
+                self.work = Some(Box::pin(begin::rest()));
+            }
+        }
+    }
+
+    /// Says that the session is live, once every stream has reached its position of the attach.
+    fn tell_live(&mut self) -> bool {
+        let is_streaming = matches!(self.stage, Stage::Streaming);
+        if self.live || !is_streaming || !self.streams.iter().all(Tracked::has_reached_target) {
+            return false;
+        }
+        self.live = true;
+        self.resyncs.in_a_row = 0;
+        for stream in &mut self.streams {
+            // Replaying is not lagging: lag counts from here on.
+            stream.caught_up_at = stream.published;
+        }
+        let cursor = self.cursor();
+        self.tell(&ControlFrame::Live { cursor: &cursor });
+        true
+    }
+}
+
+impl Tracked {
+    fn new(watch: Watch) -> Self {
+        let target = watch.feed.tail();
+        Self {
+            watch,
+            position: Position {
+                id: target,
+                basis: Basis::Unproven,
+            },
+            target,
+            published: 0,
+            caught_up_at: 0,
+            nothing_follows: false,
+            changed: false,
+        }
+    }
+
+    fn has_reached_target(&self) -> bool {
+        self.position.id >= self.target && matches!(self.position.basis, Basis::Proven(_))
+    }
+}
+
+/// How many messages a client may send: so many in each second.
+struct MessageRate {
+    most: u32,
+    second: Instant,
+    count: u32,
+}
+
+impl MessageRate {
+    fn new(most: u32) -> Self {
+        Self {
+            most,
+            second: Instant::now(),
+            count: 0,
+        }
+    }
+
+    fn allows(&mut self) -> bool {
+        let now = Instant::now();
+        if now - self.second >= std::time::Duration::from_secs(1) {
+            (self.second, self.count) = (now, 0);
+        }
+        self.count += 1;
+        self.count <= self.most
+    }
+}

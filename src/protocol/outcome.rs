@@ -7,17 +7,29 @@ use hyper::StatusCode;
 /// The kinds of ending, each with its HTTP status and WebSocket close code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
+    /// The request is wrong.
     BadRequest,
+    /// The token is missing, invalid or expired.
     Unauthenticated,
+    /// The token is fine, and not enough.
     Forbidden,
+    /// There is no such route or resource.
     NotFound,
+    /// The client does not take what is sent.
     TooSlow,
+    /// Continuity is lost and can't be restored.
     ContinuityLost,
+    /// Too many connections or messages.
     TooMany,
+    /// A message of the client is too big.
     MessageTooBig,
+    /// The relay can't serve this now.
     Overloaded,
+    /// The snapshot callback failed.
     CallbackFailed,
+    /// The relay's or the stream's fault.
     Internal,
+    /// The relay ends the connection to have it made anew.
     Restart,
 }
 
@@ -61,6 +73,7 @@ impl Outcome {
 /// An ending with its reason: what a refused request or a closed session is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
+    /// The kind of ending.
     pub outcome: Outcome,
     /// Short, stable and machine-readable, such as `token_expired`; a metric label too.
     pub reason: &'static str,

@@ -1,8 +1,10 @@
 //! The signal that tells sessions and waiting requests that the relay is draining.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::wake::{Bell, Listener};
 
@@ -13,14 +15,19 @@ pub enum Phase {
     Serving,
     /// Not ready any more; connections are still accepted and served.
     Announced,
-    /// Requests are refused; sessions end at random times before `until`.
-    Ending { since: Instant, until: Instant },
+    /// Requests are refused; sessions end at random times in between.
+    Ending {
+        /// When it began.
+        since: Instant,
+        /// When the last session is to end.
+        until: Instant,
+    },
     /// Whatever is left is cut.
     Cut,
 }
 
 /// The phase, and a bell that rings when it changes. Cloning shares both.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct DrainSignal {
     shared: Arc<Shared>,
 }
@@ -30,20 +37,29 @@ struct Shared {
     bell: Arc<Bell>,
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            phase: Mutex::new(Phase::Serving),
+            bell: Arc::default(),
+        }
+    }
+}
+
 impl DrainSignal {
     /// Nothing is draining.
     pub fn new() -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                phase: Mutex::new(Phase::Serving),
-                bell: Arc::default(),
-            }),
-        }
+        Self::default()
     }
 
     /// The phase now.
     pub fn phase(&self) -> Phase {
         *self.lock()
+    }
+
+    /// Whether requests are refused.
+    pub fn is_refusing(&self) -> bool {
+        self.phase() > Phase::Announced
     }
 
     /// Goes on to a later phase and wakes every listener; an earlier phase changes nothing.
@@ -63,15 +79,15 @@ impl DrainSignal {
         self.shared.bell.listen()
     }
 
-    /// Waits until requests are refused: the phase `Ending` or later.
-    pub async fn ending(&self) {
+    /// Waits until requests are refused.
+    pub async fn refusing(&self) {
         let mut listener = self.listen();
-        while self.phase() < Phase::Announced || self.phase() == Phase::Announced {
+        while !self.is_refusing() {
             listener.rung().await;
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Phase> {
+    fn lock(&self) -> MutexGuard<'_, Phase> {
         self.shared
             .phase
             .lock()
@@ -79,8 +95,61 @@ impl DrainSignal {
     }
 }
 
-impl Default for DrainSignal {
-    fn default() -> Self {
-        Self::new()
+/// One session's part in a drain: its own random moment in the window.
+pub(super) struct Ending {
+    signal: DrainSignal,
+    listener: Listener,
+    turn: Turn,
+}
+
+enum Turn {
+    NotYet,
+    At(Pin<Box<Sleep>>),
+    Over,
+}
+
+impl Ending {
+    pub(super) fn new(signal: &DrainSignal) -> Self {
+        let mut ending = Self {
+            // Before the phase is looked at: a change in between is heard.
+            listener: signal.listen(),
+            signal: signal.clone(),
+            turn: Turn::NotYet,
+        };
+        ending.look();
+        ending
+    }
+
+    /// Ready once, when it is this session's turn to end.
+    pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.listener.poll_rung(cx).is_ready() {
+            self.look();
+        }
+        let Turn::At(moment) = &mut self.turn else {
+            return Poll::Pending;
+        };
+        ready!(moment.as_mut().poll(cx));
+        self.turn = Turn::Over;
+        Poll::Ready(())
+    }
+
+    /// Ready when whatever is left is cut.
+    pub(super) fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.listener.poll_rung(cx).is_ready() {
+            self.look();
+        }
+        if self.signal.phase() == Phase::Cut {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn look(&mut self) {
+        if let (Phase::Ending { until, .. }, Turn::NotYet) = (self.signal.phase(), &self.turn) {
+            let left = until.saturating_duration_since(Instant::now());
+            let moment = Instant::now() + left.mul_f64(rand::random_range(0.0..1.0));
+            self.turn = Turn::At(Box::pin(sleep_until(moment)));
+        }
     }
 }

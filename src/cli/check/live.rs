@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hyper::Uri;
 use relay::config::template::{Unusable, Values};
 use relay::config::{Config, Redis, Wake};
-use relay::store_live::{Live, Retention, address, commands, is_refusal};
+use relay::store::live::{Live, Retention, address, commands, is_refusal};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 

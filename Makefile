@@ -1,0 +1,34 @@
+# The commands that people and CI share. `make demo` runs the whole example here.
+
+PYTHON ?= python3
+
+.PHONY: demo test page-test lint fmt check
+
+demo:
+	@$(PYTHON) scripts/demo
+
+check: lint test
+
+lint:
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
+
+fmt:
+	cargo fmt
+
+test:
+	REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && cargo test
+	@$(MAKE) --no-print-directory page-test
+
+# The page in a real browser, where there is one.
+page-test:
+	@if ! command -v chromedriver >/dev/null; then \
+		echo "page test skipped: no chromedriver on PATH"; \
+	else \
+		cargo build && \
+		python=$$($(PYTHON) scripts/environment.py \
+			examples/legacy-api/requirements.txt tests/page/requirements.txt) && \
+		RELAY_BIN=$${RELAY_BIN:-$${CARGO_TARGET_DIR:-target}/debug/relay} PYTHONDONTWRITEBYTECODE=1 \
+			"$$python" -m pytest -p no:cacheprovider tests/page; \
+	fi

@@ -1,0 +1,381 @@
+//! Entries older than the ring, read from Redis page by page.
+//!
+//! Sessions that are at the same place share one read and one page. A page stays for a moment
+//! after its last use, so that those who follow find it; all pages together are bounded, and
+//! who finds no room waits for its share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use metrics::{Counter, Gauge};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::chunk::{Chunk, Formats, Slice};
+use super::continuity::{self, Known, Verdict};
+use super::feed::{Epoch, Feed};
+use crate::config::History;
+use crate::metrics::{BACKLOG_BYTES, BACKLOG_READS, Metrics};
+use crate::protocol::LossReason;
+use crate::store::{Answer, Read, Store, StoreError, StreamInfo};
+use crate::stream::{EntryId, StreamKey};
+use crate::tasks::Tasks;
+
+/// What follows a position.
+#[derive(Clone)]
+pub enum Page {
+    /// These entries, and then maybe more.
+    Entries(Arc<PageChunk>),
+    /// Nothing; `at` is where the stream ends.
+    Nothing {
+        /// The position asked for, or the end of a stream of which nothing is kept.
+        at: EntryId,
+    },
+    /// The position can't be continued.
+    Lost(LossReason),
+}
+
+/// A chunk that counts against the bound for all pages while anybody holds it.
+pub struct PageChunk {
+    chunk: Arc<Chunk>,
+    bytes: Gauge,
+    size: usize,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl PageChunk {
+    /// Its entries after a position, all of them.
+    pub fn slice(&self, position: EntryId) -> Option<Slice> {
+        Slice::after(&self.chunk, position)
+    }
+}
+
+impl Drop for PageChunk {
+    fn drop(&mut self) {
+        self.bytes.decrement(to_f64(self.size));
+    }
+}
+
+/// Whether a page must prove that it follows its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// It must.
+    Needed,
+    /// What came before does not matter: the beginning of a history.
+    NotNeeded,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Question {
+    key: StreamKey,
+    epoch: Epoch,
+    position: EntryId,
+    proof: Proof,
+}
+
+type SharedPage = Shared<BoxFuture<'static, Result<Page, StoreError>>>;
+
+/// All pages; cloning shares them.
+#[derive(Clone)]
+pub struct Backlog {
+    shared: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<Store>,
+    formats: Formats,
+    room: Arc<Semaphore>,
+    pages: Mutex<HashMap<Question, Kept>>,
+    tasks: Tasks,
+    page_reads: Counter,
+    history_reads: Counter,
+    bytes: Gauge,
+}
+
+struct Kept {
+    page: SharedPage,
+    used_at: Instant,
+}
+
+/// The most that one page is meant to take.
+const PAGE_BYTES: usize = 256 * 1024;
+const MAX_PAGE_ENTRIES: usize = 4096;
+/// How long a page stays after its last use.
+const KEPT_FOR: Duration = Duration::from_secs(2);
+/// An answer whose halves don't fit is asked for again this often.
+const TORN_TRIES: usize = 3;
+
+impl Backlog {
+    /// Pages may take `total` bytes together.
+    pub fn new(
+        store: Arc<Store>,
+        formats: Formats,
+        total: usize,
+        tasks: &Tasks,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Inner {
+                store,
+                formats,
+                room: Arc::new(Semaphore::new(
+                    total.clamp(PAGE_BYTES, Semaphore::MAX_PERMITS),
+                )),
+                pages: Mutex::default(),
+                tasks: tasks.clone(),
+                page_reads: metrics.counter(&BACKLOG_READS, &["page"]),
+                history_reads: metrics.counter(&BACKLOG_READS, &["history"]),
+                bytes: metrics.gauge(&BACKLOG_BYTES, &[]),
+            }),
+        }
+    }
+
+    /// What follows a position, as one page.
+    ///
+    /// # Errors
+    /// Redis does not answer, or the key can't be read.
+    pub async fn page(
+        &self,
+        feed: Arc<Feed>,
+        position: EntryId,
+        proof: Proof,
+    ) -> Result<Page, StoreError> {
+        let question = Question {
+            key: feed.key.clone(),
+            epoch: feed.epoch(),
+            position,
+            proof,
+        };
+        let answer = self.shared.page(&question, &feed).await;
+        if answer.is_err() || self.shared.is_cramped() {
+            self.shared.lock().remove(&question);
+        }
+        answer
+    }
+
+    /// Where a history begins: the id of the entry before its first, `0-0` if there is none.
+    ///
+    /// # Errors
+    /// Redis does not answer, or the key can't be read.
+    pub async fn history_start(
+        &self,
+        feed: &Feed,
+        history: History,
+        until: EntryId,
+    ) -> Result<EntryId, StoreError> {
+        match history {
+            History::None => Ok(until),
+            History::All => Ok(EntryId::ZERO),
+            History::Last(count) => match feed.position_before_newest(until, count.get()) {
+                Some(id) => Ok(id),
+                None => self.nth_newest(feed, until, count.get()).await,
+            },
+            History::Since(age) => {
+                let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                let first = EntryId::new(until.ms.saturating_sub(age_ms), 0);
+                self.nth_newest(feed, first.predecessor(), 0).await
+            }
+        }
+    }
+
+    /// The id of the entry that has `newer` entries between it and `until`, which counts too.
+    /// Goes back page by page: a long history must not be in memory to be counted.
+    async fn nth_newest(
+        &self,
+        feed: &Feed,
+        until: EntryId,
+        newer: u64,
+    ) -> Result<EntryId, StoreError> {
+        let page = page_entries(feed.mean_size()) as u64;
+        let (mut until, mut newer) = (until, newer);
+        loop {
+            self.shared.history_reads.increment(1);
+            let wanted = page.min(newer.saturating_add(1));
+            let entries = self.shared.store.newest(&feed.key, until, wanted).await?;
+            let nth = usize::try_from(newer)
+                .ok()
+                .and_then(|newer| entries.get(newer));
+            match (nth, entries.last()) {
+                (Some(entry), _) => return Ok(entry.id),
+                (None, Some(oldest)) if entries.len() as u64 == wanted => {
+                    newer -= wanted;
+                    until = oldest.id.predecessor();
+                }
+                _ => return Ok(EntryId::ZERO),
+            }
+        }
+    }
+
+    /// Forgets pages that nobody has used for a moment.
+    pub fn prune(&self) {
+        let now = Instant::now();
+        self.shared
+            .lock()
+            .retain(|_, kept| now - kept.used_at < KEPT_FOR);
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Question, Kept>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The page that answers a question: a kept one, or one on its way.
+    fn page(self: &Arc<Self>, question: &Question, feed: &Arc<Feed>) -> SharedPage {
+        let mut pages = self.lock();
+        let kept = pages.entry(question.clone()).or_insert_with(|| Kept {
+            page: self.read(question.clone(), feed.mean_size()),
+            used_at: Instant::now(),
+        });
+        kept.used_at = Instant::now();
+        kept.page.clone()
+    }
+
+    /// Reads in a task of its own: whoever asked may leave, and others wait for the same page.
+    fn read(self: &Arc<Self>, question: Question, mean_size: usize) -> SharedPage {
+        let reading = read_page(self.clone(), question, mean_size);
+        let reading = self.tasks.spawn("backlog page", reading);
+        let page = reading.map(|ended| {
+            ended.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+        });
+        page.boxed().shared()
+    }
+
+    /// Somebody may be waiting for room.
+    fn is_cramped(&self) -> bool {
+        self.room.available_permits() < PAGE_BYTES
+    }
+
+    /// Room for one page. Kept pages that nobody is reading give way.
+    async fn room(self: &Arc<Self>) -> OwnedSemaphorePermit {
+        if self.is_cramped() {
+            self.lock().retain(|_, kept| kept.page.peek().is_none());
+        }
+        let permits = u32::try_from(PAGE_BYTES).expect("a page is small");
+        let permit = self.room.clone().acquire_many_owned(permits).await;
+        permit.expect("the semaphore is never closed")
+    }
+}
+
+async fn read_page(
+    backlog: Arc<Inner>,
+    question: Question,
+    mean_size: usize,
+) -> Result<Page, StoreError> {
+    let permit = backlog.room().await;
+    let count = page_entries(mean_size);
+    let (entries, info) = match ask(&backlog, &question, count).await? {
+        Asked::Continuous(entries, info) => (entries, info),
+        Asked::Lost(reason) => return Ok(Page::Lost(reason)),
+    };
+    Ok(match Chunk::new(&question.key, entries, &backlog.formats) {
+        Some(chunk) => Page::Entries(Arc::new(backlog.hold(chunk, permit))),
+        None => Page::Nothing {
+            at: end(&question, info),
+        },
+    })
+}
+
+/// How many entries of this size make a page.
+fn page_entries(mean_size: usize) -> usize {
+    (PAGE_BYTES / mean_size.max(1)).clamp(16, MAX_PAGE_ENTRIES)
+}
+
+/// Where a position stands when nothing follows it. A history's beginning moves to the end of
+/// the stream, which can be proven later; a proven position stays.
+fn end(question: &Question, info: Option<StreamInfo>) -> EntryId {
+    match (question.proof, info) {
+        (Proof::NotNeeded, Some(info)) => info.last_generated.max(question.position),
+        _ => question.position,
+    }
+}
+
+enum Asked {
+    Continuous(Vec<crate::stream::Entry>, Option<StreamInfo>),
+    Lost(LossReason),
+}
+
+/// Asks Redis what follows a position, until the answer is of one piece.
+async fn ask(backlog: &Inner, question: &Question, count: usize) -> Result<Asked, StoreError> {
+    let mut with_info = question.proof == Proof::NotNeeded;
+    let mut last_loss = LossReason::RolledBack;
+    for _ in 0..=TORN_TRIES {
+        backlog.page_reads.increment(1);
+        let read = Read {
+            key: question.key.clone(),
+            from: question.position,
+            count: count + 1,
+            with_info,
+        };
+        let answer = backlog.store.read(&read).await?;
+        let info = answer.info.flatten();
+        let verdict = match question.proof {
+            Proof::Needed => continuity::judge(&known(question.position), answer, count + 1),
+            Proof::NotNeeded => without_proof(question.position, answer),
+        };
+        match verdict {
+            Verdict::Continuous(entries) => return Ok(Asked::Continuous(entries, info)),
+            Verdict::Lost(reason) => return Ok(Asked::Lost(reason)),
+            Verdict::InfoNeeded => with_info = true,
+            Verdict::Torn => {
+                last_loss = info.map_or(LossReason::Deleted, |info| {
+                    continuity::loss(question.position, &info)
+                })
+            }
+        }
+    }
+    Ok(match question.proof {
+        Proof::Needed => Asked::Lost(last_loss),
+        // The newest entries were deleted by hand: there is nothing to send, and nothing to prove.
+        Proof::NotNeeded => Asked::Continuous(Vec::new(), None),
+    })
+}
+
+fn known(position: EntryId) -> Known {
+    Known {
+        position,
+        digest: None,
+        added: None,
+        was_missing: false,
+    }
+}
+
+/// Everything after a position, whatever was before it.
+fn without_proof(position: EntryId, mut answer: Answer) -> Verdict {
+    answer.entries.retain(|entry| entry.id > position);
+    let ended_meanwhile = answer.entries.is_empty()
+        && answer
+            .info
+            .flatten()
+            .is_some_and(|info| info.length > 0 && info.last_generated > position);
+    if ended_meanwhile {
+        Verdict::Torn
+    } else {
+        Verdict::Continuous(answer.entries)
+    }
+}
+
+impl Inner {
+    /// Counts a page against its permit. The permit was for a whole page: what is too much of it
+    /// goes back at once.
+    fn hold(&self, chunk: Chunk, mut permit: OwnedSemaphorePermit) -> PageChunk {
+        let size = chunk.size();
+        if let Some(spare) = PAGE_BYTES.checked_sub(size) {
+            drop(permit.split(spare));
+        }
+        self.bytes.increment(to_f64(size));
+        PageChunk {
+            chunk: Arc::new(chunk),
+            bytes: self.bytes.clone(),
+            size,
+            _permit: permit,
+        }
+    }
+}
+
+fn to_f64(bytes: usize) -> f64 {
+    u32::try_from(bytes).map_or(f64::from(u32::MAX), f64::from)
+}

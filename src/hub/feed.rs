@@ -1,0 +1,524 @@
+//! The relay's shared view of one stream: a ring of its newest entries, and how far it has read.
+//!
+//! A session asks [`Feed::after`] with its own position; the feed never decides for it. When
+//! the feed itself has lost continuity it takes a new epoch and an empty ring: every session
+//! then finds itself behind, and asks Redis with its own position.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::chunk::{Chunk, Slice};
+use super::continuity::{Digest, Known};
+use crate::store::{StreamInfo, Unreadable};
+use crate::stream::{EntryId, StreamKey};
+use crate::wake::{Bell, Listener};
+
+/// Counts the feed's own losses of continuity.
+pub type Epoch = u64;
+
+/// What a session knows of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The id of the last entry that it has dealt with.
+    pub id: EntryId,
+    /// What that rests on.
+    pub basis: Basis,
+}
+
+/// What a position rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// Continuity up to here was proven in this epoch of the feed.
+    Proven(Epoch),
+    /// A cursor, or a position noted earlier: to be proven by the ring or by Redis.
+    Unproven,
+    /// Where a history begins: what is before it does not matter, so nothing needs proof.
+    Start,
+}
+
+/// The answer to "what is after my position?".
+pub enum After {
+    /// These; together they are proven to follow the position.
+    Entries {
+        /// In order.
+        slices: Vec<Slice>,
+        /// The epoch in which they were read.
+        epoch: Epoch,
+        /// Entries published in the life of the feed, to measure lag by.
+        published: u64,
+    },
+    /// Nothing yet.
+    CaughtUp {
+        /// The epoch in which the position is proven.
+        epoch: Epoch,
+        /// As above.
+        published: u64,
+    },
+    /// The ring can't say: the backlog can.
+    Behind {
+        /// The epoch as of now, which an answer of the backlog is good for.
+        epoch: Epoch,
+        /// As above.
+        published: u64,
+    },
+    /// The stream can't be read.
+    Unreadable(Unreadable),
+}
+
+/// A batch ends with the chunk that reaches one of these.
+const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_CHUNKS: usize = 64;
+
+/// Bounds of a ring, of which it keeps at least the last pull.
+#[derive(Debug, Clone, Copy)]
+pub struct RingBounds {
+    /// Newest entries kept.
+    pub entries: usize,
+    /// Bytes kept.
+    pub bytes: usize,
+}
+
+/// One stream, as all its sessions see it.
+pub struct Feed {
+    /// Its key.
+    pub key: StreamKey,
+    bounds: RingBounds,
+    state: Mutex<State>,
+    bell: Arc<Bell>,
+    /// Redis has not answered for longer than a command may take.
+    degraded: AtomicBool,
+    /// Whether the reader has been asked to read, and by whom.
+    mark: AtomicU8,
+    watchers: AtomicUsize,
+}
+
+struct State {
+    epoch: Epoch,
+    ring: VecDeque<Arc<Chunk>>,
+    ring_entries: usize,
+    ring_bytes: usize,
+    /// The id before the ring's first entry: positions from here on are served from the ring.
+    base: EntryId,
+    /// The id up to which the stream was read.
+    tail: EntryId,
+    tail_digest: Option<Digest>,
+    /// `entries-added` of the stream at the tail.
+    added: Option<u64>,
+    /// The connection on which the key was seen missing.
+    missing_on: Option<u64>,
+    /// Entries published in the life of this feed.
+    published: u64,
+    published_at: Option<Instant>,
+    mean_size: usize,
+    /// Reads of the reader: how many were sent, and the number of the last that was answered.
+    reads_sent: u64,
+    read_answered: u64,
+    /// Milliseconds since the Unix epoch when Redis last confirmed the tail.
+    as_of: u64,
+    proven_by_info: bool,
+    unreadable: Option<Unreadable>,
+    asked_at: Instant,
+    idle_since: Option<Instant>,
+}
+
+/// What the reader needs to know to read on.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// The feed's side of the proof.
+    pub known: Known,
+    /// About how many bytes an entry takes.
+    pub mean_size: usize,
+    /// The last proof needed `XINFO STREAM`: the next one probably will, so it is asked at once.
+    pub with_info: bool,
+}
+
+impl Feed {
+    /// A feed that has read up to what Redis says of the stream; `0-0` if there is no such key.
+    pub fn new(
+        key: StreamKey,
+        info: Option<&StreamInfo>,
+        connection: u64,
+        bounds: RingBounds,
+    ) -> Self {
+        let tail = info.map_or(EntryId::ZERO, |info| info.last_generated);
+        let state = State {
+            epoch: 0,
+            ring: VecDeque::new(),
+            ring_entries: 0,
+            ring_bytes: 0,
+            base: tail,
+            tail,
+            tail_digest: None,
+            added: info.map_or(Some(0), |info| info.entries_added),
+            missing_on: info.is_none().then_some(connection),
+            published: 0,
+            published_at: None,
+            mean_size: 512,
+            reads_sent: 0,
+            read_answered: 0,
+            as_of: now_ms(),
+            proven_by_info: info.is_none(),
+            unreadable: None,
+            asked_at: Instant::now(),
+            idle_since: None,
+        };
+        Self {
+            key,
+            bounds,
+            state: Mutex::new(state),
+            bell: Arc::default(),
+            degraded: AtomicBool::new(false),
+            mark: AtomicU8::new(0),
+            watchers: AtomicUsize::new(0),
+        }
+    }
+
+    /// What is after a position.
+    pub fn after(&self, position: Position) -> After {
+        let mut state = self.lock();
+        state.asked_at = Instant::now();
+        if let Some(reason) = &state.unreadable {
+            return After::Unreadable(reason.clone());
+        }
+        let (epoch, published) = (state.epoch, state.published);
+        let proven = position.basis == Basis::Proven(epoch);
+        if proven && position.id >= state.tail {
+            // Ahead of the tail is normal: a backlog page or another relay was faster.
+            return After::CaughtUp { epoch, published };
+        }
+        // Also a proven position must be found: one that was ahead of the tail may have come
+        // from a server that was failed over, and the ring has passed it by then.
+        if !state.holds(position.id) {
+            return After::Behind { epoch, published };
+        }
+        if position.id == state.tail {
+            return After::CaughtUp { epoch, published };
+        }
+        After::Entries {
+            slices: state.slices_after(position.id),
+            epoch,
+            published,
+        }
+    }
+
+    /// Whether the ring proves that this id is a position in the stream.
+    pub fn holds(&self, id: EntryId) -> bool {
+        self.lock().holds(id)
+    }
+
+    /// The oldest position from which the ring holds the newest `count` entries up to `until`,
+    /// if it does.
+    pub fn position_before_newest(&self, until: EntryId, count: u64) -> Option<EntryId> {
+        let state = self.lock();
+        if !state.holds(until) {
+            return None;
+        }
+        let ids = state
+            .ring
+            .iter()
+            .rev()
+            .flat_map(|chunk| chunk.entries().iter().rev());
+        let mut up_to = ids.map(|entry| entry.id).filter(|id| *id <= until);
+        up_to.nth(usize::try_from(count).ok()?)
+    }
+
+    /// The id up to which the stream was read. Never newer than the stream, maybe older.
+    pub fn tail(&self) -> EntryId {
+        self.lock().tail
+    }
+
+    /// The epoch as of now.
+    pub fn epoch(&self) -> Epoch {
+        self.lock().epoch
+    }
+
+    /// Whether Redis does not answer, and since when (milliseconds since the Unix epoch) the
+    /// feed may be old.
+    pub fn degraded_as_of(&self) -> Option<u64> {
+        self.degraded
+            .load(Ordering::Acquire)
+            .then(|| self.lock().as_of)
+    }
+
+    /// Bytes in the ring.
+    pub fn ring_bytes(&self) -> usize {
+        self.lock().ring_bytes
+    }
+
+    /// About how many bytes an entry takes.
+    pub fn mean_size(&self) -> usize {
+        self.lock().mean_size
+    }
+
+    /// When a session last asked, and what the ring takes.
+    pub fn asked_at(&self) -> Instant {
+        self.lock().asked_at
+    }
+
+    /// The number of the last read that was sent; with [`was_read_since`](Self::was_read_since)
+    /// it tells whether the tail is newer than some event.
+    pub fn reads_sent(&self) -> u64 {
+        self.lock().reads_sent
+    }
+
+    /// Whether a read that was sent after that one has been answered, or none will be: the
+    /// stream can't be read.
+    pub fn was_read_since(&self, reads_sent: u64) -> bool {
+        let state = self.lock();
+        state.read_answered > reads_sent || state.unreadable.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the reader does to a feed.
+impl Feed {
+    /// Notes that a read is about to be sent, and says what it has to prove.
+    pub(super) fn begin_read(&self, connection: u64) -> Reading {
+        let mut state = self.lock();
+        state.reads_sent += 1;
+        Reading {
+            known: Known {
+                position: state.tail,
+                digest: state.tail_digest,
+                added: state.added,
+                was_missing: state.missing_on == Some(connection),
+            },
+            mean_size: state.mean_size,
+            with_info: state.proven_by_info,
+        }
+    }
+
+    /// Takes entries that follow the tail, and wakes whoever waits. `info` is what Redis said of
+    /// the stream, if that was the proof. Returns by how much the ring has grown.
+    pub(super) fn publish(
+        &self,
+        chunk: Option<Chunk>,
+        info: Option<Option<StreamInfo>>,
+        connection: u64,
+    ) -> isize {
+        let mut state = self.lock();
+        state.confirm();
+        let before = state.ring_bytes;
+        let has_news = chunk.is_some();
+        if let Some(chunk) = chunk {
+            state.push(Arc::new(chunk));
+            state.evict(self.bounds);
+        }
+        state.proven_by_info = info.is_some();
+        match info {
+            Some(Some(info)) if info.last_generated == state.tail => {
+                state.added = info.entries_added
+            }
+            Some(None) => state.missing_on = Some(connection),
+            Some(Some(_)) | None => {}
+        }
+        let grown = difference(before, state.ring_bytes);
+        drop(state);
+        let was_degraded = self.degraded.swap(false, Ordering::AcqRel);
+        if has_news || was_degraded {
+            self.bell.ring();
+        }
+        grown
+    }
+
+    /// Continuity is lost: goes on from where the stream is now, in a new epoch.
+    pub(super) fn restart(&self, info: Option<&StreamInfo>, connection: u64) -> isize {
+        let mut state = self.lock();
+        state.confirm();
+        let before = state.ring_bytes;
+        state.epoch += 1;
+        state.tail = info.map_or(EntryId::ZERO, |info| info.last_generated);
+        state.tail_digest = None;
+        state.added = info.map_or(Some(0), |info| info.entries_added);
+        state.missing_on = info.is_none().then_some(connection);
+        state.empty_ring();
+        let grown = difference(before, state.ring_bytes);
+        drop(state);
+        self.degraded.store(false, Ordering::Release);
+        self.bell.ring();
+        grown
+    }
+
+    /// The key can't be read: whoever watches it is told.
+    pub(super) fn read_failed(&self, reason: Unreadable) {
+        self.lock().unreadable = Some(reason);
+        self.bell.ring();
+    }
+
+    /// Redis does not answer.
+    pub(super) fn degrade(&self) {
+        if !self.degraded.swap(true, Ordering::AcqRel) {
+            self.bell.ring();
+        }
+    }
+
+    /// When the last entries were published.
+    pub(super) fn published_at(&self) -> Option<Instant> {
+        self.lock().published_at
+    }
+
+    /// Gives the ring's memory back. Returns by how much the ring has grown: not at all.
+    pub(super) fn shrink(&self) -> isize {
+        let mut state = self.lock();
+        let before = state.ring_bytes;
+        state.empty_ring();
+        difference(before, 0)
+    }
+}
+
+/// Why a feed is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mark {
+    /// It is not.
+    Clean = 0,
+    /// A sweep, a new feed, a new connection, or a session that wants to be sure.
+    Asked = 1,
+    /// Redis has said that it changed.
+    Changed = 2,
+}
+
+impl Feed {
+    /// Marks the feed as to be read. Says whether it was clean, so that it joins a queue once.
+    pub(super) fn mark(&self, mark: Mark) -> bool {
+        self.mark.fetch_max(mark as u8, Ordering::AcqRel) == Mark::Clean as u8
+    }
+
+    /// Clears the mark, before the read is sent: a change from here on marks it again.
+    pub(super) fn clear_mark(&self) -> Mark {
+        match self.mark.swap(Mark::Clean as u8, Ordering::AcqRel) {
+            0 => Mark::Clean,
+            1 => Mark::Asked,
+            _ => Mark::Changed,
+        }
+    }
+}
+
+/// Who watches.
+impl Feed {
+    pub(super) fn enter(self: &Arc<Self>) -> Watch {
+        self.watchers.fetch_add(1, Ordering::AcqRel);
+        Watch {
+            listener: self.bell.listen(),
+            feed: self.clone(),
+        }
+    }
+
+    /// Since when nobody has watched; `None` while somebody does.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        if self.watchers.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        let mut state = self.lock();
+        Some(*state.idle_since.get_or_insert_with(Instant::now))
+    }
+}
+
+/// One session's place at a feed. Dropping it leaves the feed.
+pub struct Watch {
+    /// The feed.
+    pub feed: Arc<Feed>,
+    /// Hears when there is something new to ask for.
+    pub listener: Listener,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.feed.watchers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.feed.lock().idle_since = Some(Instant::now());
+        }
+    }
+}
+
+impl State {
+    /// The ring begins right after `base` and is whole up to `tail`, so these three are all
+    /// positions of which it knows what follows.
+    fn holds(&self, id: EntryId) -> bool {
+        if id == self.base || id == self.tail {
+            return true;
+        }
+        if id < self.base || id > self.tail {
+            return false;
+        }
+        let index = self.ring.partition_point(|chunk| chunk.last() < id);
+        self.ring.get(index).is_some_and(|chunk| chunk.contains(id))
+    }
+
+    fn slices_after(&self, position: EntryId) -> Vec<Slice> {
+        let start = self.ring.partition_point(|chunk| chunk.last() <= position);
+        let mut slices = Vec::new();
+        let mut bytes = 0;
+        for slice in self
+            .ring
+            .range(start..)
+            .filter_map(|chunk| Slice::after(chunk, position))
+        {
+            bytes += slice.size();
+            slices.push(slice);
+            if bytes >= BATCH_BYTES || slices.len() >= BATCH_CHUNKS {
+                break;
+            }
+        }
+        slices
+    }
+
+    fn push(&mut self, chunk: Arc<Chunk>) {
+        let entries = chunk.entries();
+        self.tail = chunk.last();
+        self.tail_digest = entries.last().map(Digest::of);
+        self.added = self.added.map(|added| added + entries.len() as u64);
+        self.published += entries.len() as u64;
+        self.published_at = Some(Instant::now());
+        self.mean_size = (self.mean_size * 3 + chunk.size() / entries.len()) / 4;
+        self.ring_entries += entries.len();
+        self.ring_bytes += chunk.size();
+        self.ring.push_back(chunk);
+    }
+
+    /// The last pull always stays: a thousand sessions on one hot stream must not fall to Redis
+    /// together.
+    fn evict(&mut self, bounds: RingBounds) {
+        while self.ring.len() > 1
+            && (self.ring_entries > bounds.entries || self.ring_bytes > bounds.bytes)
+        {
+            let Some(oldest) = self.ring.pop_front() else {
+                return;
+            };
+            self.ring_entries -= oldest.entries().len();
+            self.ring_bytes -= oldest.size();
+            self.base = oldest.last();
+        }
+    }
+
+    fn empty_ring(&mut self) {
+        // A deque keeps its capacity when it is cleared.
+        self.ring = VecDeque::new();
+        self.ring_entries = 0;
+        self.ring_bytes = 0;
+        self.base = self.tail;
+    }
+
+    /// Redis has confirmed the tail, by the read that was sent last: there is one at a time.
+    fn confirm(&mut self) {
+        self.read_answered = self.reads_sent;
+        self.as_of = now_ms();
+    }
+}
+
+fn difference(before: usize, after: usize) -> isize {
+    after.cast_signed() - before.cast_signed()
+}
+
+/// Milliseconds since the Unix epoch: the clock that entry ids follow.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // Before 1970 there were no streams.
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}

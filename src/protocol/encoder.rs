@@ -1,0 +1,472 @@
+//! Entries as messages: encoded and framed once for all clients that need the same bytes.
+//!
+//! With one stream on a route a whole message is the same for everybody. With several, the
+//! cursor differs from session to session: then the message without its head is shared, and
+//! [`Encoder::push_with_cursor`] puts the two together.
+
+use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
+
+use bytes::Bytes;
+use hyper_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::push_header;
+use crate::config::{Format, FormatKind};
+use crate::stream::{Entry, StreamKey};
+
+/// Turns entries into messages of one format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoder {
+    format: Format,
+    cursor: CursorPlace,
+}
+
+/// Where the cursor of a message comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CursorPlace {
+    /// From the entry alone, or there is none in the message: whole messages are shared.
+    Shared,
+    /// From the session's other streams too: only what follows the cursor is shared.
+    PerSession,
+}
+
+/// Encoded entries, end to end. An entry that has no message is an empty piece.
+#[derive(Debug)]
+pub struct Encoded {
+    bytes: Bytes,
+    ends: Box<[usize]>,
+}
+
+impl Encoded {
+    /// The messages from this entry on.
+    pub fn from(&self, index: usize) -> Bytes {
+        self.bytes.slice(self.start(index)..)
+    }
+
+    /// What there is of one entry.
+    pub fn piece(&self, index: usize) -> &[u8] {
+        &self.bytes[self.start(index)..self.ends[index]]
+    }
+
+    /// How many messages there are from this entry on.
+    pub fn messages_from(&self, index: usize) -> usize {
+        let starts = std::iter::once(self.start(index)).chain(self.ends[index..].iter().copied());
+        starts
+            .zip(&self.ends[index..])
+            .filter(|(start, end)| start < end)
+            .count()
+    }
+
+    /// Bytes of all of them.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn start(&self, index: usize) -> usize {
+        index.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+}
+
+/// Why the payload of an entry can't be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Omitted {
+    /// The entry does not have the field.
+    NoField,
+    /// It is larger than `max_bytes`.
+    TooLarge,
+    /// It is not UTF-8.
+    NotText,
+    /// It is not a JSON object, which `merge` needs.
+    NotAnObject,
+}
+
+impl Omitted {
+    /// Every reason.
+    pub const ALL: [Self; 4] = [
+        Self::NoField,
+        Self::TooLarge,
+        Self::NotText,
+        Self::NotAnObject,
+    ];
+
+    /// As on the wire and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoField => "no_field",
+            Self::TooLarge => "too_large",
+            Self::NotText => "not_text",
+            Self::NotAnObject => "not_an_object",
+        }
+    }
+}
+
+impl Encoder {
+    /// An encoder for a route with this many streams.
+    pub fn new(format: &Format, streams: usize) -> Self {
+        let has_cursor = !matches!(format.kind, FormatKind::Verbatim { .. });
+        let cursor = if has_cursor && streams > 1 {
+            CursorPlace::PerSession
+        } else {
+            CursorPlace::Shared
+        };
+        Self {
+            format: format.clone(),
+            cursor,
+        }
+    }
+
+    /// Whether messages need [`push_with_cursor`](Self::push_with_cursor) to become whole.
+    pub fn needs_cursor(&self) -> bool {
+        self.cursor == CursorPlace::PerSession
+    }
+
+    /// Encodes entries of one stream. `omitted` hears of each payload that can't be sent.
+    pub fn encode(
+        &self,
+        key: &StreamKey,
+        entries: &[Entry],
+        mut omitted: impl FnMut(Omitted),
+    ) -> Encoded {
+        let mut bytes = Vec::with_capacity(entries.iter().map(|entry| entry.size() + 128).sum());
+        let mut text = String::new();
+        let mut ends = Vec::with_capacity(entries.len());
+        for entry in entries {
+            text.clear();
+            if let Err(reason) = self.push_entry(&mut text, key, entry) {
+                omitted(reason);
+                text.clear();
+                self.push_omitted(&mut text, key, entry, reason);
+            }
+            if self.cursor == CursorPlace::Shared && !text.is_empty() {
+                push_header(&mut bytes, OpCode::Data(Data::Text), text.len());
+            }
+            bytes.extend_from_slice(text.as_bytes());
+            ends.push(bytes.len());
+        }
+        Encoded {
+            bytes: bytes.into(),
+            ends: ends.into(),
+        }
+    }
+
+    /// Puts a session's cursor before a shared piece, and frames the two as one message.
+    pub fn push_with_cursor(&self, out: &mut Vec<u8>, cursor: &dyn Display, piece: &[u8]) {
+        let mut head = String::with_capacity(96);
+        self.push_head(&mut head, cursor);
+        push_header(out, OpCode::Data(Data::Text), head.len() + piece.len());
+        out.extend_from_slice(head.as_bytes());
+        out.extend_from_slice(piece);
+    }
+
+    /// The message up to and with its cursor.
+    fn push_head(&self, text: &mut String, cursor: &dyn Display) {
+        match &self.format.kind {
+            FormatKind::Envelope { .. } => push(
+                text,
+                format_args!(r#"{{"type":"event","cursor":"{cursor}""#),
+            ),
+            FormatKind::Merge { id_key, .. } => {
+                text.push('{');
+                push_json_string(text, id_key);
+                push(text, format_args!(r#":"{cursor}""#));
+            }
+            FormatKind::Verbatim { .. } => {}
+        }
+    }
+
+    fn push_entry(&self, text: &mut String, key: &StreamKey, entry: &Entry) -> Result<(), Omitted> {
+        if self.cursor == CursorPlace::Shared {
+            self.push_head(text, &entry.id);
+        }
+        match &self.format.kind {
+            FormatKind::Envelope { field } => {
+                push_envelope(text, key, entry);
+                text.push_str(r#","data":"#);
+                match field {
+                    Some(field) => push_value(text, self.payload(entry, field)?),
+                    None => self.push_all_fields(text, entry)?,
+                }
+                text.push('}');
+            }
+            FormatKind::Verbatim { field } => text.push_str(self.payload(entry, field)?),
+            FormatKind::Merge { field, id_key } => {
+                push_members(text, self.payload(entry, field)?, id_key)?;
+                text.push('}');
+            }
+        }
+        Ok(())
+    }
+
+    /// In envelope format the client learns what it does not get; elsewhere there is no place to say it.
+    fn push_omitted(&self, text: &mut String, key: &StreamKey, entry: &Entry, reason: Omitted) {
+        if !matches!(self.format.kind, FormatKind::Envelope { .. }) {
+            return;
+        }
+        if self.cursor == CursorPlace::Shared {
+            self.push_head(text, &entry.id);
+        }
+        push_envelope(text, key, entry);
+        push(
+            text,
+            format_args!(r#","data":null,"omitted":"{}"}}"#, reason.as_str()),
+        );
+    }
+
+    fn payload<'a>(&self, entry: &'a Entry, field: &str) -> Result<&'a str, Omitted> {
+        let value = entry.field(field).ok_or(Omitted::NoField)?;
+        if value.len() > self.format.max_bytes {
+            return Err(Omitted::TooLarge);
+        }
+        std::str::from_utf8(value).map_err(|_| Omitted::NotText)
+    }
+
+    /// All fields as one object. Values stay strings, as Redis has them: a guess at numbers
+    /// would turn the id `123e4` into another one.
+    fn push_all_fields(&self, text: &mut String, entry: &Entry) -> Result<(), Omitted> {
+        if entry.size() > self.format.max_bytes {
+            return Err(Omitted::TooLarge);
+        }
+        text.push('{');
+        for (index, (name, value)) in entry.fields.iter().enumerate() {
+            if index > 0 {
+                text.push(',');
+            }
+            push_json_string(
+                text,
+                std::str::from_utf8(name).map_err(|_| Omitted::NotText)?,
+            );
+            text.push(':');
+            push_json_string(
+                text,
+                std::str::from_utf8(value).map_err(|_| Omitted::NotText)?,
+            );
+        }
+        text.push('}');
+        Ok(())
+    }
+}
+
+fn push_envelope(text: &mut String, key: &StreamKey, entry: &Entry) {
+    text.push_str(r#","stream":"#);
+    push_json_string(text, key.as_str());
+    push(text, format_args!(r#","id":"{}""#, entry.id));
+}
+
+/// JSON as it is, anything else as a JSON string.
+fn push_value(text: &mut String, payload: &str) {
+    match serde_json::from_str::<&RawValue>(payload) {
+        Ok(json) => text.push_str(json.get()),
+        Err(_) => push_json_string(text, payload),
+    }
+}
+
+/// The members of a JSON object, each after a comma, without the one that the cursor replaces.
+fn push_members(text: &mut String, payload: &str, id_key: &str) -> Result<(), Omitted> {
+    let Members(members) = serde_json::from_str(payload).map_err(|_| Omitted::NotAnObject)?;
+    for (name, value) in members.iter().filter(|(name, _)| name != id_key) {
+        text.push(',');
+        push_json_string(text, name);
+        text.push(':');
+        text.push_str(value.get());
+    }
+    Ok(())
+}
+
+/// A JSON object whose values stay as they are written, in their order.
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de> serde::Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+                    members.push((member.0.0, member.1));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// A member's name, borrowed where it has no escapes.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn push_json_string(text: &mut String, value: &str) {
+    text.push_str(&serde_json::to_string(value).expect("a string is JSON"));
+}
+
+fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments)
+        .expect("writing to a String does not fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::EntryId;
+
+    fn entry(fields: &[(&str, &[u8])]) -> Entry {
+        Entry {
+            id: EntryId::new(7, 1),
+            fields: fields
+                .iter()
+                .map(|(name, value)| {
+                    (
+                        Bytes::copy_from_slice(name.as_bytes()),
+                        Bytes::copy_from_slice(value),
+                    )
+                })
+                .collect(),
+        }
+    }
+
+    fn encoder(kind: FormatKind, streams: usize) -> Encoder {
+        Encoder::new(
+            &Format {
+                kind,
+                max_bytes: 64,
+            },
+            streams,
+        )
+    }
+
+    /// The one message of an entry without its two-byte head, and what was omitted.
+    fn message(kind: FormatKind, fields: &[(&str, &[u8])]) -> (String, Vec<Omitted>) {
+        let mut omitted = Vec::new();
+        let key = StreamKey::from("job:\"1\"");
+        let encoded =
+            encoder(kind, 1).encode(&key, &[entry(fields)], |reason| omitted.push(reason));
+        let piece = encoded.piece(0);
+        let head = if piece.len() > 127 { 4 } else { 2 };
+        let text = piece.get(head..).unwrap_or_default().to_vec();
+        (String::from_utf8(text).unwrap(), omitted)
+    }
+
+    fn envelope() -> FormatKind {
+        FormatKind::Envelope {
+            field: Some("data".into()),
+        }
+    }
+
+    fn merge() -> FormatKind {
+        FormatKind::Merge {
+            field: "data".into(),
+            id_key: "id".into(),
+        }
+    }
+
+    #[test]
+    fn json_stays_json_and_the_rest_becomes_a_string() {
+        let head = r#"{"type":"event","cursor":"7-1","stream":"job:\"1\"","id":"7-1","data":"#;
+        for (payload, data) in [
+            (
+                r#"{"b":1.0,"a":12345678901234567890123}"#,
+                r#"{"b":1.0,"a":12345678901234567890123}"#,
+            ),
+            (" [1] ", "[1]"),
+            ("01", r#""01""#),
+            ("half {", r#""half {""#),
+            ("", r#""""#),
+        ] {
+            let (text, omitted) = message(envelope(), &[("data", payload.as_bytes())]);
+            assert_eq!(text, format!("{head}{data}}}"));
+            assert!(omitted.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_said_in_an_envelope_and_skipped_elsewhere() {
+        let large = [b'1'; 65];
+        for (fields, reason) in [
+            (vec![("other", b"1".as_slice())], Omitted::NoField),
+            (vec![("data", large.as_slice())], Omitted::TooLarge),
+            (vec![("data", b"\xff".as_slice())], Omitted::NotText),
+        ] {
+            let (text, omitted) = message(envelope(), &fields);
+            assert!(
+                text.ends_with(&format!(r#""data":null,"omitted":"{}"}}"#, reason.as_str())),
+                "{text}"
+            );
+            assert_eq!(omitted, [reason]);
+            assert_eq!(message(merge(), &fields), (String::new(), vec![reason]));
+            let verbatim = FormatKind::Verbatim {
+                field: "data".into(),
+            };
+            assert_eq!(message(verbatim, &fields), (String::new(), vec![reason]));
+        }
+        assert_eq!(
+            message(merge(), &[("data", b"[1]")]),
+            (String::new(), vec![Omitted::NotAnObject])
+        );
+    }
+
+    #[test]
+    fn merge_replaces_the_id_and_keeps_the_rest_as_written() {
+        let (text, _) = message(
+            merge(),
+            &[("data", br#"{"z":1.50, "id":"mine", "a\n":{"id":2}}"#)],
+        );
+        assert_eq!(text, r#"{"id":"7-1","z":1.50,"a\n":{"id":2}}"#);
+        assert_eq!(message(merge(), &[("data", b"{}")]).0, r#"{"id":"7-1"}"#);
+    }
+
+    #[test]
+    fn without_a_field_all_of_them_are_strings() {
+        let (text, _) = message(
+            FormatKind::Envelope { field: None },
+            &[("a", b"1"), ("b", b"x\"y")],
+        );
+        assert!(text.ends_with(r#""data":{"a":"1","b":"x\"y"}}"#), "{text}");
+    }
+
+    #[test]
+    fn a_cursor_of_several_streams_goes_before_the_shared_piece() {
+        let encoder = encoder(envelope(), 2);
+        let encoded = encoder.encode(&StreamKey::from("s"), &[entry(&[("data", b"1")])], |_| {});
+        let mut out = Vec::new();
+        encoder.push_with_cursor(&mut out, &"abcdef~7-1,0-0", encoded.piece(0));
+        let text = String::from_utf8(out[2..].to_vec()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"type":"event","cursor":"abcdef~7-1,0-0","stream":"s","id":"7-1","data":1}"#
+        );
+        assert_eq!(usize::from(out[1]), text.len());
+    }
+
+    #[test]
+    fn pieces_are_found_by_their_entry() {
+        let verbatim = encoder(
+            FormatKind::Verbatim {
+                field: "data".into(),
+            },
+            3,
+        );
+        let entries = [
+            entry(&[("data", b"one")]),
+            entry(&[]),
+            entry(&[("data", b"two")]),
+        ];
+        let encoded = verbatim.encode(&StreamKey::from("s"), &entries, |_| {});
+        assert_eq!(encoded.from(1)[..], *b"\x81\x03two");
+        assert_eq!(
+            (
+                encoded.messages_from(0),
+                encoded.messages_from(1),
+                encoded.messages_from(2)
+            ),
+            (2, 1, 1)
+        );
+    }
+}

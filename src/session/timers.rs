@@ -1,0 +1,192 @@
+//! A session's timers, on one alarm clock.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::config::Keepalive;
+
+/// What a timer asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// A ping.
+    Ping,
+    /// Nothing has gone either way for too long.
+    Silent,
+    /// The token ends soon.
+    Expiring { expires_in_ms: u64 },
+    /// The token has ended.
+    Expired,
+    /// The connection is as old as it may become.
+    MaxAge,
+}
+
+pub(super) struct Timers {
+    keepalive: Keepalive,
+    ping_at: Instant,
+    alive_at: Instant,
+    expiring_at: Option<Instant>,
+    expires_at: Option<Instant>,
+    max_age_at: Option<Instant>,
+    alarm: Pin<Box<Sleep>>,
+}
+
+/// How long before its end a client hears that its token expires.
+const EXPIRING_AHEAD: Duration = Duration::from_secs(60);
+
+impl Timers {
+    pub(super) fn new(keepalive: Keepalive, expires_at: Option<Instant>) -> Self {
+        let now = Instant::now();
+        // ±20 %, so that connections of one moment don't end in one moment.
+        let max_age = keepalive
+            .max_age
+            .map(|age| age.mul_f64(rand::random_range(0.8..1.2)));
+        let mut timers = Self {
+            ping_at: now + keepalive.ping,
+            alive_at: now,
+            // A token that is shorter than that needs no warning at the first moment.
+            expiring_at: expires_at
+                .and_then(|at| at.checked_sub(EXPIRING_AHEAD))
+                .filter(|at| *at > now),
+            expires_at,
+            max_age_at: max_age.map(|age| now + age),
+            keepalive,
+            alarm: Box::pin(sleep_until(now)),
+        };
+        timers.set_alarm();
+        timers
+    }
+
+    /// Any byte, taken or received, counts.
+    pub(super) fn note_life(&mut self) {
+        self.alive_at = Instant::now();
+    }
+
+    /// The next thing whose time has come.
+    pub(super) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Due> {
+        loop {
+            ready!(self.alarm.as_mut().poll(cx));
+            let due = self.take_due(Instant::now());
+            self.set_alarm();
+            if let Some(due) = due {
+                return Poll::Ready(due);
+            }
+        }
+    }
+
+    /// Ready when the token has ended; for a session that can't send anything any more.
+    pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.expires_at else {
+            return Poll::Pending;
+        };
+        while Instant::now() < at {
+            if self.alarm.deadline() != at {
+                self.alarm.as_mut().reset(at);
+            }
+            ready!(self.alarm.as_mut().poll(cx));
+        }
+        Poll::Ready(())
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<Due> {
+        if self.expires_at.take_if(|at| *at <= now).is_some() {
+            return Some(Due::Expired);
+        }
+        if self.silent_at() <= now {
+            self.alive_at = now;
+            return Some(Due::Silent);
+        }
+        if self.max_age_at.take_if(|at| *at <= now).is_some() {
+            return Some(Due::MaxAge);
+        }
+        if self.expiring_at.take_if(|at| *at <= now).is_some() {
+            let left = self.expires_at.map_or(Duration::ZERO, |at| at - now);
+            let expires_in_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            return Some(Due::Expiring { expires_in_ms });
+        }
+        if self.ping_at <= now {
+            self.ping_at = now + self.keepalive.ping;
+            return Some(Due::Ping);
+        }
+        None
+    }
+
+    fn silent_at(&self) -> Instant {
+        self.alive_at + self.keepalive.timeout
+    }
+
+    fn set_alarm(&mut self) {
+        let optional = [self.expires_at, self.expiring_at, self.max_age_at];
+        let first = optional
+            .into_iter()
+            .flatten()
+            .fold(self.ping_at.min(self.silent_at()), Instant::min);
+        self.alarm.as_mut().reset(first);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    fn keepalive(max_age: Option<Duration>) -> Keepalive {
+        Keepalive {
+            ping: Duration::from_secs(25),
+            timeout: Duration::from_secs(60),
+            max_age,
+        }
+    }
+
+    async fn next(timers: &mut Timers) -> (u64, Due) {
+        let start = Instant::now();
+        let due = poll_fn(|cx| timers.poll_due(cx)).await;
+        (start.elapsed().as_secs(), due)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_is_pinged_twice_and_given_up() {
+        let mut timers = Timers::new(keepalive(None), None);
+        assert_eq!(next(&mut timers).await, (25, Due::Ping));
+        assert_eq!(next(&mut timers).await, (25, Due::Ping));
+        assert_eq!(next(&mut timers).await, (10, Due::Silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn life_puts_the_end_off() {
+        let mut timers = Timers::new(keepalive(None), None);
+        for _ in 0..10 {
+            assert_eq!(next(&mut timers).await, (25, Due::Ping));
+            timers.note_life();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_warns_and_ends() {
+        let expires_at = Instant::now() + Duration::from_secs(70);
+        let mut timers = Timers::new(keepalive(None), Some(expires_at));
+        assert_eq!(
+            next(&mut timers).await,
+            (
+                10,
+                Due::Expiring {
+                    expires_in_ms: 60_000
+                }
+            )
+        );
+        assert_eq!(next(&mut timers).await, (15, Due::Ping));
+        timers.note_life();
+        assert_eq!(next(&mut timers).await, (25, Due::Ping));
+        assert_eq!(next(&mut timers).await, (20, Due::Expired));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ages_are_spread_by_a_fifth() {
+        let mut timers = Timers::new(keepalive(Some(Duration::from_secs(10))), None);
+        let (seconds, due) = next(&mut timers).await;
+        assert_eq!(due, Due::MaxAge);
+        assert!((8..=12).contains(&seconds), "{seconds}");
+    }
+}

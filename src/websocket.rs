@@ -1,0 +1,237 @@
+//! The WebSocket edge: what a session decides becomes bytes, what arrives becomes its input.
+//!
+//! Receiving follows tungstenite's rules. Sending is ours: messages come framed and shared, and
+//! go to the kernel as they are.
+
+mod socket;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
+use hyper_tungstenite::tungstenite::protocol::WebSocketConfig;
+use hyper_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use hyper_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio::time::{Sleep, sleep, timeout};
+use tracing::debug;
+
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::protocol::ping_framed;
+use crate::session::{Close, How, Output, Session};
+
+pub use socket::Socket;
+
+/// How long a close may take: until the kernel has its frame, and until the peer is gone.
+const CLOSING: Duration = Duration::from_secs(2);
+/// There was no close frame at all (RFC 6455 section 7.1.5).
+const ABNORMAL: u16 = 1006;
+/// There was one without a code.
+const NO_STATUS: u16 = 1005;
+
+/// The limits of tungstenite's side. A connection that is idle keeps its read buffer, so it is
+/// small; what is written there are answers to pings and closes, one at a time.
+pub fn receive_config(max_message: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(1024)
+        .write_buffer_size(0)
+        .max_write_buffer_size(1024)
+        .max_message_size(Some(max_message))
+        .max_frame_size(Some(max_message))
+}
+
+/// Serves one client until it is gone or the session ends.
+pub async fn serve(socket: Socket, session: Session) {
+    let route = session.route().clone();
+    let mut connection = Connection {
+        socket,
+        session,
+        stuck: None,
+    };
+    let end = connection.run().await;
+    let code = end.code();
+    connection.socket.end(end).await;
+    route.meters().note_close(code);
+}
+
+/// Accepts a client only to tell it why it can't stay.
+pub async fn refuse(socket: Socket, refusal: Refusal) {
+    socket.end(End::Closing(Close::handshake(refusal))).await;
+}
+
+/// How a connection ends.
+enum End {
+    /// The session closes it.
+    Closing(Close),
+    /// What the peer sent breaks the protocol.
+    Violation(CloseCode),
+    /// The peer has closed it; its frame is to be answered.
+    ClosedByPeer(u16),
+    /// It is gone.
+    Lost,
+}
+
+impl End {
+    fn code(&self) -> u16 {
+        match self {
+            Self::Closing(close) => close.refusal.outcome.close_code(),
+            Self::Violation(code) => (*code).into(),
+            Self::ClosedByPeer(code) => *code,
+            Self::Lost => ABNORMAL,
+        }
+    }
+}
+
+struct Connection {
+    socket: Socket,
+    session: Session,
+    /// Runs while the kernel takes nothing; there only when the last write was short.
+    stuck: Option<Pin<Box<Sleep>>>,
+}
+
+enum Event {
+    Received(Message),
+    Decided(Output),
+    Ended(End),
+}
+
+impl Connection {
+    async fn run(&mut self) -> End {
+        loop {
+            match poll_fn(|cx| self.poll_event(cx)).await {
+                Event::Received(message) => {
+                    if let Some(end) = self.receive(message) {
+                        return end;
+                    }
+                }
+                Event::Decided(Output::Messages(batch)) => {
+                    self.session.route().meters().note_frames(batch.count);
+                    self.socket.queue(batch.parts);
+                }
+                Event::Decided(Output::Ping) => self.socket.queue(vec![ping_framed()]),
+                Event::Decided(Output::Close(close)) => return End::Closing(close),
+                Event::Ended(end) => return end,
+            }
+        }
+    }
+
+    /// The arms, in this order: what the client sends; what is on its way to it, and while that
+    /// is stuck only what ends the connection; what the session decides next.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Poll::Ready(received) = self.socket.poll_receive(cx) {
+            return Poll::Ready(match received {
+                Ok(message) => Event::Received(message),
+                Err(error) => Event::Ended(end_of(&error)),
+            });
+        }
+        if self.socket.has_unsent() {
+            match self.poll_unsent(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(end)) => return Poll::Ready(Event::Ended(end)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        self.session.poll_next(cx).map(Event::Decided)
+    }
+
+    fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let sent = self.socket.poll_send(cx);
+        let taken = self.socket.take_sent_bytes();
+        if taken > 0 {
+            self.session.note_life();
+            self.session.route().meters().note_bytes(taken);
+            self.stuck = None;
+        }
+        match sent {
+            Poll::Ready(Ok(())) => {
+                self.stuck = None;
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(Err(error)) => {
+                debug!(%error, "connection lost while sending");
+                return Poll::Ready(Err(End::Lost));
+            }
+            Poll::Pending => {}
+        }
+        if let Poll::Ready(close) = self.session.poll_cut(cx) {
+            return Poll::Ready(Err(End::Closing(close)));
+        }
+        let write_timeout = self.session.route().write_timeout();
+        let stuck = self
+            .stuck
+            .get_or_insert_with(|| Box::pin(sleep(write_timeout)));
+        stuck.as_mut().poll(cx).map(|()| {
+            let refusal = Refusal::new(Outcome::TooSlow, "write_timeout");
+            Err(End::Closing(Close::reset(refusal)))
+        })
+    }
+
+    fn receive(&mut self, message: Message) -> Option<End> {
+        self.session.note_life();
+        match message {
+            Message::Text(text) => self.session.receive(&text),
+            // Binary is counted as what it is: nothing that a client may say.
+            Message::Binary(_) => self.session.receive(""),
+            Message::Close(frame) => {
+                let code = frame.map_or(NO_STATUS, |frame| frame.code.into());
+                return Some(End::ClosedByPeer(code));
+            }
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+        }
+        None
+    }
+}
+
+fn end_of(error: &WsError) -> End {
+    match error {
+        WsError::Capacity(CapacityError::MessageTooLong { .. }) => End::Closing(Close::handshake(
+            Refusal::new(Outcome::MessageTooBig, "message_too_big"),
+        )),
+        WsError::Utf8(_) => End::Violation(CloseCode::Invalid),
+        WsError::Protocol(violation) if !is_a_lost_peer(violation) => {
+            End::Violation(CloseCode::Protocol)
+        }
+        other => {
+            debug!(error = %other, "connection lost");
+            End::Lost
+        }
+    }
+}
+
+fn is_a_lost_peer(violation: &hyper_tungstenite::tungstenite::error::ProtocolError) -> bool {
+    use hyper_tungstenite::tungstenite::error::ProtocolError;
+    matches!(violation, ProtocolError::ResetWithoutClosingHandshake)
+}
+
+impl Socket {
+    /// Ends the connection, within [`CLOSING`] if the peer does not help.
+    async fn end(mut self, end: End) {
+        let (code, reason) = match end {
+            End::Lost => return,
+            End::Closing(Close {
+                how: How::Reset, ..
+            }) => return self.reset(),
+            End::Closing(Close {
+                how: How::Flush, ..
+            }) => {
+                // The peer may take its time to go: what it has not read must reach it.
+                let _too_late = timeout(CLOSING, self.finish()).await;
+                return;
+            }
+            End::ClosedByPeer(_) => {
+                let _too_late = timeout(CLOSING, self.answer_close()).await;
+                return;
+            }
+            End::Closing(Close {
+                refusal,
+                how: How::Handshake,
+            }) => (refusal.outcome.close_code().into(), refusal.reason),
+            End::Violation(code) => (code, "protocol_error"),
+        };
+        self.queue_close(code, Utf8Bytes::from_static(reason));
+        if timeout(CLOSING, self.finish()).await.is_err() {
+            self.reset();
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The socket itself: the only place that knows how bytes reach the kernel.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, Read, Write};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use hyper_tungstenite::HyperWebsocket;
+use hyper_tungstenite::tungstenite::error::Error as WsError;
+use hyper_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use hyper_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
+use hyper_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use hyper_tungstenite::tungstenite::{Message, Utf8Bytes};
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tracing::debug;
+
+/// A client's connection after the upgrade.
+pub struct Socket {
+    tcp: TcpStream,
+    protocol: WebSocketContext,
+    unsent: VecDeque<Bytes>,
+    /// The first of `unsent` has been sent in part: nothing else may come between.
+    within_message: bool,
+    /// tungstenite has an answer that the kernel did not take yet.
+    owes_answer: bool,
+    sent_bytes: usize,
+}
+
+/// Several small parts are sent as one: a writev of many small pieces costs a third of the
+/// throughput of a copy into one buffer (0.69 against 0.96 of the floor at saturation).
+const SCRATCH: usize = 64 * 1024;
+
+thread_local! {
+    static SCRATCH_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Socket {
+    /// Waits for the upgrade, and takes the TCP connection out of it. `None` if the client left.
+    pub async fn upgraded(upgrade: HyperWebsocket, config: WebSocketConfig) -> Option<Self> {
+        let stream = upgrade.await.ok()?;
+        let upgraded = stream.into_inner().into_inner();
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+            debug!("an upgraded connection is no TCP connection");
+            return None;
+        };
+        let early = parts.read_buf.to_vec();
+        Some(Self {
+            tcp: parts.io.into_inner(),
+            protocol: WebSocketContext::from_partially_read(early, Role::Server, Some(config)),
+            unsent: VecDeque::new(),
+            within_message: false,
+            owes_answer: false,
+            sent_bytes: 0,
+        })
+    }
+
+    /// The client's next message. Pings and closes are answered on the way.
+    pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, WsError>> {
+        loop {
+            // Only when there is something: tungstenite clears its buffer at each attempt.
+            let readable = ready!(self.tcp.poll_read_ready(cx));
+            if let Err(error) = readable {
+                return Poll::Ready(Err(error.into()));
+            }
+            let mut edge = Edge {
+                tcp: &self.tcp,
+                may_write: !self.within_message,
+                refused: false,
+            };
+            let read = self.protocol.read(&mut edge);
+            self.owes_answer |= edge.refused;
+            match read {
+                // The readiness is used up: the next look at it waits.
+                Err(WsError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(message) => {
+                    // Also an answer that this message asks for.
+                    self.owes_answer |= matches!(message, Message::Ping(_) | Message::Close(_));
+                    return Poll::Ready(Ok(message));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Puts whole messages behind what is unsent.
+    pub(super) fn queue(&mut self, parts: Vec<Bytes>) {
+        self.unsent
+            .extend(parts.into_iter().filter(|part| !part.is_empty()));
+    }
+
+    pub(super) fn queue_close(&mut self, code: CloseCode, reason: Utf8Bytes) {
+        let mut framed = Vec::with_capacity(4 + reason.len());
+        let frame = Frame::close(Some(CloseFrame { code, reason }));
+        frame
+            .format(&mut framed)
+            .expect("writing to a Vec does not fail");
+        self.queue(vec![framed.into()]);
+    }
+
+    /// Whether something waits for the kernel.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty() || self.owes_answer
+    }
+
+    /// Bytes that the kernel took since the last call.
+    pub(super) fn take_sent_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.sent_bytes)
+    }
+
+    /// Sends what is unsent; ready when the kernel has all of it.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let step = match self.owes_answer && !self.within_message {
+                true => self.try_answer(),
+                false if self.unsent.is_empty() => return Poll::Ready(Ok(())),
+                false => self.try_send(),
+            };
+            match step {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.tcp.poll_write_ready(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// One attempt, straight from shared bytes where there is one part.
+    fn try_send(&mut self) -> io::Result<()> {
+        let sent = match (self.unsent.len(), self.unsent.front()) {
+            (1, Some(first)) => self.tcp.try_write(first)?,
+            (_, Some(first)) if first.len() >= SCRATCH => self.tcp.try_write(first)?,
+            _ => SCRATCH_BUFFER.with_borrow_mut(|scratch| {
+                scratch.clear();
+                for part in &self.unsent {
+                    let room = SCRATCH - scratch.len();
+                    scratch.extend_from_slice(&part[..part.len().min(room)]);
+                    if scratch.len() == SCRATCH {
+                        break;
+                    }
+                }
+                self.tcp.try_write(scratch)
+            })?,
+        };
+        self.sent_bytes += sent;
+        self.drop_sent(sent);
+        Ok(())
+    }
+
+    /// A part holds whole messages, so what is left of one may begin within a message.
+    fn drop_sent(&mut self, mut sent: usize) {
+        while let Some(first) = self.unsent.front_mut() {
+            if sent < first.len() {
+                first.advance(sent);
+                self.within_message |= sent > 0;
+                return;
+            }
+            sent -= first.len();
+            self.unsent.pop_front();
+            self.within_message = false;
+        }
+    }
+
+    /// Lets tungstenite send its answer to a ping or a close.
+    fn try_answer(&mut self) -> io::Result<()> {
+        let mut edge = Edge {
+            tcp: &self.tcp,
+            may_write: true,
+            refused: false,
+        };
+        // Other errors say that the close has been answered: the reading side reports the end.
+        if let Err(WsError::Io(error)) = self.protocol.flush(&mut edge) {
+            return Err(error);
+        }
+        self.owes_answer = false;
+        Ok(())
+    }
+
+    /// Sends what is unsent, ends our side, and waits until the peer has ended its own.
+    pub(super) async fn finish(&mut self) {
+        if poll_fn(|cx| self.poll_send(cx)).await.is_err() {
+            return;
+        }
+        if SockRef::from(&self.tcp)
+            .shutdown(std::net::Shutdown::Write)
+            .is_err()
+        {
+            return;
+        }
+        // Closing with bytes unread would be a reset, and could overtake what was sent.
+        let mut ignored = [0; 1024];
+        loop {
+            match self.tcp.try_read(&mut ignored) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.tcp.readable().await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Answers the peer's close frame after what is on its way, and waits until it is gone.
+    pub(super) async fn answer_close(&mut self) {
+        if !self.within_message {
+            // Nothing may follow a close: what has not begun is not begun any more.
+            self.unsent.clear();
+        }
+        self.owes_answer = true;
+        self.unsent.truncate(1);
+        self.finish().await;
+    }
+
+    /// Drops the connection at once, with whatever the kernel still holds.
+    pub(super) fn reset(self) {
+        // A peer that is gone already can't be reset, and needs not.
+        let _gone = SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+/// The TCP connection as tungstenite sees it. Its answers go out between our messages, never
+/// within one.
+struct Edge<'a> {
+    tcp: &'a TcpStream,
+    may_write: bool,
+    refused: bool,
+}
+
+impl Read for Edge<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tcp.try_read(buffer)
+    }
+}
+
+impl Write for Edge<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = match self.may_write {
+            true => self.tcp.try_write(bytes),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        self.refused |= matches!(&written, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
