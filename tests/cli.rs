@@ -37,8 +37,8 @@ struct Place(TempDir);
 
 impl Place {
     fn with(config: &str) -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        std::fs::write(place.config(), config).unwrap();
+        let place = Self(tempfile::tempdir().expect("a directory"));
+        std::fs::write(place.config(), config).expect("a config file");
         place
     }
 
@@ -62,20 +62,20 @@ impl Place {
             .current_dir(self.0.path())
             .env_remove("RELAY_TOKEN")
             .output()
-            .unwrap()
+            .expect("the command runs")
     }
 }
 
 fn code(output: &Output) -> i32 {
-    output.status.code().unwrap()
+    output.status.code().expect("it ends by itself")
 }
 
 fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
+    String::from_utf8(output.stdout.clone()).expect("text")
 }
 
 fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
+    String::from_utf8(output.stderr.clone()).expect("text")
 }
 
 /// An answer with this status line and body.
@@ -86,18 +86,18 @@ fn answer(status: &str, body: &str) -> String {
 
 /// Answers each connection with the next of these answers; then nobody listens any more.
 fn admin_port(answers: Vec<String>) -> String {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = port.local_addr().unwrap().to_string();
+    let port = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = port.local_addr().expect("a bound port").to_string();
     thread::spawn(move || {
         for answer in answers {
-            let (mut stream, _) = port.accept().unwrap();
+            let (mut stream, _) = port.accept().expect("a question");
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
                 let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
+                stream.read_exact(&mut byte).expect("a whole head");
                 head.push(byte[0]);
             }
-            stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(answer.as_bytes()).expect("a listener");
         }
     });
     address
