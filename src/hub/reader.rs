@@ -187,6 +187,8 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .with_min_delay(MIN_DELAY)
         .with_max_delay(MAX_DELAY)
         .with_jitter()
+        // Without a seed of its own every relay would wait the same.
+        .with_jitter_seed(rand::random())
         .without_max_times()
         .build()
 }
