@@ -328,6 +328,12 @@ impl Shared {
         self.feeds().known.values().cloned().collect()
     }
 
+    /// Lets every feed wait to be read, also those that are marked and in no queue: the end of a
+    /// connection may have come between a feed's leaving the queue and its read.
+    fn read_all_anew(&self) {
+        self.dirty.add_all(&self.all_feeds());
+    }
+
     fn mark_all(&self) {
         for feed in self.all_feeds() {
             self.dirty.mark(&feed, Mark::Asked);
