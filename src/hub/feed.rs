@@ -4,6 +4,8 @@
 //! the feed itself has lost continuity it takes a new epoch and an empty ring: every session
 //! then finds itself behind, and asks Redis with its own position.
 
+mod state;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use super::chunk::{Chunk, Slice};
-use super::continuity::{Digest, Known};
+use super::continuity::Known;
 use crate::store::{StreamInfo, Unreadable};
 use crate::stream::{EntryId, StreamKey};
 use crate::wake::{Bell, Listener};
+use state::State;
 
 /// Counts the feed's own losses of continuity.
 pub type Epoch = u64;
@@ -68,10 +71,6 @@ pub enum After {
     Unreadable(Unreadable),
 }
 
-/// A batch ends with the chunk that reaches one of these.
-const BATCH_BYTES: usize = 64 * 1024;
-const BATCH_CHUNKS: usize = 64;
-
 /// Bounds of a ring, of which it keeps at least the last pull.
 #[derive(Debug, Clone, Copy)]
 pub struct RingBounds {
@@ -93,35 +92,6 @@ pub struct Feed {
     /// Whether the reader has been asked to read, and by whom.
     mark: AtomicU8,
     watchers: AtomicUsize,
-}
-
-struct State {
-    epoch: Epoch,
-    ring: VecDeque<Arc<Chunk>>,
-    ring_entries: usize,
-    ring_bytes: usize,
-    /// The id before the ring's first entry: positions from here on are served from the ring.
-    base: EntryId,
-    /// The id up to which the stream was read.
-    tail: EntryId,
-    tail_digest: Option<Digest>,
-    /// `entries-added` of the stream at the tail.
-    added: Option<u64>,
-    /// The connection on which the key was seen missing.
-    missing_on: Option<u64>,
-    /// Entries published in the life of this feed.
-    published: u64,
-    published_at: Option<Instant>,
-    mean_size: usize,
-    /// Reads of the reader: how many were sent, and the number of the last that was answered.
-    reads_sent: u64,
-    read_answered: u64,
-    /// Milliseconds since the Unix epoch when Redis last confirmed the tail.
-    as_of: u64,
-    proven_by_info: bool,
-    unreadable: Option<Unreadable>,
-    asked_at: Instant,
-    idle_since: Option<Instant>,
 }
 
 /// What the reader needs to know to read on.
@@ -434,81 +404,6 @@ impl Drop for Watch {
         if self.feed.watchers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.feed.lock().idle_since = Some(Instant::now());
         }
-    }
-}
-
-impl State {
-    /// The ring begins right after `base` and is whole up to `tail`, so these three are all
-    /// positions of which it knows what follows.
-    fn holds(&self, id: EntryId) -> bool {
-        if id == self.base || id == self.tail {
-            return true;
-        }
-        if id < self.base || id > self.tail {
-            return false;
-        }
-        let index = self.ring.partition_point(|chunk| chunk.last() < id);
-        self.ring.get(index).is_some_and(|chunk| chunk.contains(id))
-    }
-
-    fn slices_after(&self, position: EntryId) -> Vec<Slice> {
-        let start = self.ring.partition_point(|chunk| chunk.last() <= position);
-        let mut slices = Vec::new();
-        let mut bytes = 0;
-        for slice in self
-            .ring
-            .range(start..)
-            .filter_map(|chunk| Slice::after(chunk, position))
-        {
-            bytes += slice.size();
-            slices.push(slice);
-            if bytes >= BATCH_BYTES || slices.len() >= BATCH_CHUNKS {
-                break;
-            }
-        }
-        slices
-    }
-
-    fn push(&mut self, chunk: Arc<Chunk>) {
-        let entries = chunk.entries();
-        self.tail = chunk.last();
-        self.tail_digest = entries.last().map(Digest::of);
-        self.added = self.added.map(|added| added + entries.len() as u64);
-        self.published += entries.len() as u64;
-        self.published_at = Some(Instant::now());
-        self.mean_size = (self.mean_size * 3 + chunk.size() / entries.len()) / 4;
-        self.ring_entries += entries.len();
-        self.ring_bytes += chunk.size();
-        self.ring.push_back(chunk);
-    }
-
-    /// The last pull always stays: a thousand sessions on one hot stream must not fall to Redis
-    /// together.
-    fn evict(&mut self, bounds: RingBounds) {
-        while self.ring.len() > 1
-            && (self.ring_entries > bounds.entries || self.ring_bytes > bounds.bytes)
-        {
-            let Some(oldest) = self.ring.pop_front() else {
-                return;
-            };
-            self.ring_entries -= oldest.entries().len();
-            self.ring_bytes -= oldest.size();
-            self.base = oldest.last();
-        }
-    }
-
-    fn empty_ring(&mut self) {
-        // A deque keeps its capacity when it is cleared.
-        self.ring = VecDeque::new();
-        self.ring_entries = 0;
-        self.ring_bytes = 0;
-        self.base = self.tail;
-    }
-
-    /// Redis has confirmed the tail, by the read that was sent last: there is one at a time.
-    fn confirm(&mut self) {
-        self.read_answered = self.reads_sent;
-        self.as_of = now_ms();
     }
 }
 
