@@ -5,6 +5,7 @@
 //! then finds itself behind, and asks Redis with its own position.
 
 mod state;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -16,8 +17,10 @@ use super::chunk::{Chunk, Slice};
 use super::continuity::Known;
 use crate::store::{StreamInfo, Unreadable};
 use crate::stream::{EntryId, StreamKey};
-use crate::wake::{Bell, Listener};
+use crate::wake::Bell;
 use state::State;
+
+pub use watch::Watch;
 
 /// Counts the feed's own losses of continuity.
 pub type Epoch = u64;
@@ -367,42 +370,6 @@ impl Feed {
             0 => Mark::Clean,
             1 => Mark::Asked,
             _ => Mark::Changed,
-        }
-    }
-}
-
-/// Who watches.
-impl Feed {
-    pub(super) fn enter(self: &Arc<Self>) -> Watch {
-        self.watchers.fetch_add(1, Ordering::AcqRel);
-        Watch {
-            listener: self.bell.listen(),
-            feed: self.clone(),
-        }
-    }
-
-    /// Since when nobody has watched; `None` while somebody does.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
-        if self.watchers.load(Ordering::Acquire) > 0 {
-            return None;
-        }
-        let mut state = self.lock();
-        Some(*state.idle_since.get_or_insert_with(Instant::now))
-    }
-}
-
-/// One session's place at a feed. Dropping it leaves the feed.
-pub struct Watch {
-    /// The feed.
-    pub feed: Arc<Feed>,
-    /// Hears when there is something new to ask for.
-    pub listener: Listener,
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if self.feed.watchers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.feed.lock().idle_since = Some(Instant::now());
         }
     }
 }
