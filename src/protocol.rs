@@ -65,8 +65,7 @@ pub enum ControlFrame<'a> {
         /// Which of the two.
         state: State,
         /// Milliseconds since the Unix epoch: when the relay last knew the stream's end.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        as_of: Option<u64>,
+        as_of: u64,
     },
     /// The relay is about to close the connection.
     Goaway {

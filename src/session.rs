@@ -195,6 +195,7 @@ impl Session {
             self.poll_timers(cx);
             self.poll_ending(cx);
             if let Some(output) = self.outbox.pop_front() {
+                self.owes_pong &= !self.outbox.is_empty();
                 self.closed = matches!(output, Output::Close(_));
                 return Poll::Ready(output);
             }
@@ -346,21 +347,20 @@ impl Session {
 
     /// Says once per outage that Redis is away, and once that it is back. Whether it did.
     fn tell_status(&mut self) -> bool {
-        let as_of = self
-            .streams
-            .iter()
-            .filter_map(|stream| stream.watch.feed.degraded_as_of())
-            .min();
-        let (state, degraded) = match as_of {
-            Some(_) => (State::Degraded, true),
-            None => (State::Ok, false),
-        };
+        let mut feeds = self.streams.iter().map(|stream| &stream.watch.feed);
+        let degraded = feeds.any(|feed| feed.is_degraded());
         if degraded == self.told_degraded || matches!(self.stage, Stage::Preparing(_)) {
             return false;
         }
         self.told_degraded = degraded;
-        self.tell(&ControlFrame::Status { state, as_of });
+        self.tell_state(if degraded { State::Degraded } else { State::Ok });
         true
+    }
+
+    fn tell_state(&mut self, state: State) {
+        let feeds = self.streams.iter().map(|stream| stream.watch.feed.as_of());
+        let as_of = feeds.min().unwrap_or_default();
+        self.tell(&ControlFrame::Status { state, as_of });
     }
 }
 

@@ -280,6 +280,7 @@ fn pool(
     let pool = Pool::builder(manager)
         .config(pool_config)
         .runtime(Runtime::Tokio1)
+        .post_create(connection::name_it(&config.client_name))
         .pre_recycle(epoch.refuse_older())
         .build()
         .expect("timeouts have their runtime");

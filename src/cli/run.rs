@@ -20,7 +20,9 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(serve(config));
-    runtime.shutdown_background();
+    // What runs for ever ends with the process: dropped before, the reader would be taken for
+    // one that has failed, and say so.
+    std::mem::forget(runtime);
     ended.map_err(|failure| {
         error!("{failure:#}");
         Failure::Told

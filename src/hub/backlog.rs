@@ -100,11 +100,23 @@ struct Kept {
     used_at: Instant,
 }
 
+impl Kept {
+    /// Bytes of the page, once it is there.
+    fn size(&self) -> usize {
+        match self.page.peek() {
+            Some(Ok(Page::Entries(page))) => page.size,
+            _ => 0,
+        }
+    }
+}
+
 /// The most that one page is meant to take.
 const PAGE_BYTES: usize = 256 * 1024;
 const MAX_PAGE_ENTRIES: usize = 4096;
-/// How long a page stays after its last use.
+/// How long a page stays after its last use, for those who follow.
 const KEPT_FOR: Duration = Duration::from_secs(2);
+/// What such pages may take together: one long history must not fill the bound for all.
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
 /// An answer whose halves don't fit is asked for again this often.
 const TORN_TRIES: usize = 3;
 
@@ -153,6 +165,7 @@ impl Backlog {
         if answer.is_err() || self.shared.is_cramped() {
             self.shared.lock().remove(&question);
         }
+        self.shared.keep_few();
         answer
     }
 
@@ -242,6 +255,21 @@ impl Inner {
             ended.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
         });
         page.boxed().shared()
+    }
+
+    /// Forgets pages, the one that was used least recently first, until few are kept.
+    fn keep_few(&self) {
+        let mut pages = self.lock();
+        let mut kept: usize = pages.values().map(Kept::size).sum();
+        while kept > KEPT_BYTES {
+            let done = pages.iter().filter(|(_, page)| page.size() > 0);
+            let Some((oldest, page)) = done.min_by_key(|(_, page)| page.used_at) else {
+                return;
+            };
+            kept -= page.size();
+            let oldest = oldest.clone();
+            pages.remove(&oldest);
+        }
     }
 
     /// Somebody may be waiting for room.

@@ -235,12 +235,14 @@ impl Feed {
         self.lock().epoch
     }
 
-    /// Whether Redis does not answer, and since when (milliseconds since the Unix epoch) the
-    /// feed may be old.
-    pub fn degraded_as_of(&self) -> Option<u64> {
-        self.degraded
-            .load(Ordering::Acquire)
-            .then(|| self.lock().as_of)
+    /// Whether Redis does not answer.
+    pub fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Acquire)
+    }
+
+    /// When Redis last confirmed the tail, in milliseconds since the Unix epoch.
+    pub fn as_of(&self) -> u64 {
+        self.lock().as_of
     }
 
     /// Bytes in the ring.

@@ -9,7 +9,7 @@ use super::{Done, First, ServedRoute, Session, Stage, Start};
 use crate::config::History;
 use crate::hub::backlog::{Page, Proof};
 use crate::hub::feed::{Basis, Feed, Position};
-use crate::protocol::{ControlFrame, LossReason, State, snapshot_framed};
+use crate::protocol::{LossReason, State, snapshot_framed};
 use crate::session::{Batch, Output};
 use crate::store::StoreError;
 use crate::stream::EntryId;
@@ -76,10 +76,7 @@ impl Session {
                 let message = snapshot_framed(self.route.message(), reason, &self.cursor(), &body);
                 self.outbox.push_back(Output::Messages(Batch::one(message)));
             }
-            Stage::Preparing(First::SnapshotFailed) => self.tell(&ControlFrame::Status {
-                state: State::NoSnapshot,
-                as_of: None,
-            }),
+            Stage::Preparing(First::SnapshotFailed) => self.tell_state(State::NoSnapshot),
             Stage::Preparing(First::Nothing) | Stage::Streaming | Stage::Resyncing => {}
         }
     }

@@ -99,8 +99,7 @@ impl ReaderConnection {
             command_timeout,
             metrics,
         };
-        let mut naming = Cmd::new();
-        naming.arg("CLIENT").arg("SETNAME").arg(client_name);
+        let naming = set_name(client_name);
         // The name is for people: a server or an ACL that refuses it is none the worse for it.
         match this.ask(&naming, "client").await {
             Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason)),
@@ -286,6 +285,25 @@ pub(super) fn xinfo(key: &StreamKey) -> Cmd {
 
 fn late(deadline: Duration) -> StoreError {
     StoreError::Unavailable(format!("no answer within {deadline:?}"))
+}
+
+/// A hook that names a connection of the pool. The name is for people: a server or an ACL that
+/// refuses it is none the worse for it.
+pub(super) fn name_it(client_name: &str) -> Hook {
+    let naming = set_name(client_name);
+    Hook::async_fn(move |connection, _| {
+        let naming = naming.clone();
+        Box::pin(async move {
+            let _refused = connection.send_packed_command(&naming).await;
+            Ok(())
+        })
+    })
+}
+
+fn set_name(client_name: &str) -> Cmd {
+    let mut naming = Cmd::new();
+    naming.arg("CLIENT").arg("SETNAME").arg(client_name);
+    naming
 }
 
 /// Tells connections of the pool that were made before a change of servers from later ones.
