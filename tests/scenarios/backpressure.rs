@@ -244,3 +244,17 @@ async fn s16_a_long_history_is_paged() {
     let grown = relay.rss_bytes().saturating_sub(before);
     assert!(grown < 20 * MIB, "{grown} bytes for 20 MB of history");
 }
+
+#[tokio::test]
+async fn s16_a_history_that_is_trimmed_between_two_readers() {
+    let redis = Redis::start().await;
+    let relay = Relay::start(&Config::new(&redis).route(r#"history = "all""#)).await;
+    redis.fill(KEY, 1, 2_000, KIB).await;
+    let mut first = relay.open(JOB).await;
+    first.expect_events(1, 2_000).await;
+    first.expect_live().await;
+    redis.run(&format!("XTRIM {KEY} MAXLEN 1000")).await;
+    let mut second = relay.open(JOB).await;
+    second.expect_events(1_001, 2_000).await;
+    second.expect_live().await;
+}

@@ -10,6 +10,7 @@ mod callback;
 mod continuity;
 mod drain;
 mod entries;
+mod exactly_once;
 mod expiry;
 mod handshake;
 mod harness;

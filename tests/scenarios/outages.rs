@@ -5,11 +5,12 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::support::api::FakeApi;
+use crate::support::api::{FakeApi, Reply};
 use crate::support::config::Config;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
+use crate::support::token::now;
 use crate::support::upgrade::Refusal;
 use crate::support::wait::{eventually, eventually_within};
 use crate::{JOB, KEY};
@@ -123,6 +124,34 @@ async fn s20_paused() {
     readyz_becomes(&relay, 200).await;
     redis.fill(KEY, 6, 8, 10).await;
     client.expect_events(6, 8).await;
+}
+
+/// What a client shows is as of then: milliseconds since the Unix epoch, not long ago.
+fn assert_as_of(frame: &Value) {
+    let as_of = frame["as_of"].as_u64();
+    let as_of = as_of.unwrap_or_else(|| panic!("{frame}"));
+    let now = now() * 1_000;
+    assert!((now - 60_000..now + 2_000).contains(&as_of), "{frame}");
+}
+
+#[tokio::test]
+async fn s20_a_status_says_as_of_when() {
+    let (redis, api) = (Redis::start().await, FakeApi::start().await);
+    let proxy = Proxy::start(redis.address()).await;
+    let config = Config::through(&proxy)
+        .with(QUICK)
+        .snapshot_from(&api)
+        .route("[snapshot]\non_error = \"stream\"");
+    let relay = Relay::start(&config).await;
+    api.answer(Reply::status(500));
+    let mut client = relay.open(JOB).await;
+    let no_snapshot = client.expect_status("no_snapshot").await;
+    client.expect_live().await;
+    proxy.cut();
+    assert_as_of(&client.expect_status("degraded").await);
+    proxy.restore();
+    assert_as_of(&client.expect_status("ok").await);
+    assert_as_of(&no_snapshot);
 }
 
 #[tokio::test]

@@ -204,11 +204,12 @@ impl Client {
         self.expect_live().await
     }
 
-    pub(crate) async fn expect_status(&mut self, state: &str) {
+    /// Word of Redis or of the API; says the frame.
+    pub(crate) async fn expect_status(&mut self, state: &str) -> Value {
         let frame = self.expect("status").await;
         assert_eq!(frame["state"], state, "{frame}");
-        assert!(frame["as_of"].is_u64(), "{frame}");
         assert!(frame.get("cursor").is_none(), "{frame}");
+        frame
     }
 
     /// The end, with this close code, and nothing before it; says the reason.

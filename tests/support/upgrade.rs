@@ -32,7 +32,7 @@ pub(crate) struct Upgrade {
 /// How the relay has answered.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    Upgraded(Client),
+    Upgraded(Box<Client>),
     Status(Response),
     Dropped,
 }
@@ -132,7 +132,7 @@ impl Upgrade {
     pub(crate) async fn open(self) -> Client {
         let path = self.path.clone();
         match self.send().await {
-            Answer::Upgraded(client) => client,
+            Answer::Upgraded(client) => *client,
             Answer::Status(response) => {
                 panic!("{path}: {} {}", response.status, response.text())
             }
@@ -176,7 +176,8 @@ impl Upgrade {
         assert_eq!(response.header("sec-websocket-accept"), Some(&*accept));
         let protocol = response.header("sec-websocket-protocol");
         let protocol = protocol.map(ToOwned::to_owned);
-        Answer::Upgraded(Client::new(stream, response.body, protocol).await)
+        let client = Client::new(stream, response.body, protocol).await;
+        Answer::Upgraded(Box::new(client))
     }
 
     async fn connect(&self) -> TcpStream {
