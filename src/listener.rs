@@ -4,11 +4,17 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{Counter, Gauge};
 use socket2::SockRef;
@@ -22,7 +28,7 @@ use crate::config::Server;
 use crate::drain;
 use crate::metrics::{CONNECTIONS, CONNECTS, Metrics};
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::router::Router;
+use crate::router::{Aborted, Router};
 use crate::session::ending::DrainSignal;
 use crate::tasks::Tasks;
 
@@ -33,6 +39,9 @@ const SMALLEST_HEAD: usize = 8192;
 /// Pauses after accepting failed, which it does when files run out.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long after the start of a drain a request's head may still arrive, to be refused.
+const LAST_HEADS: Duration = Duration::from_secs(1);
 
 /// Clients above the limit that are told so at once; more than these are only dropped.
 const TURNED_AWAY_AT_ONCE: usize = 64;
@@ -159,29 +168,50 @@ impl ClientPort {
     }
 
     /// One connection, up to its answer or its upgrade.
-    ///
-    /// Arms: the connection; the drain, after which a request that is being served is still
-    /// answered; the cut.
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: IpAddr, seat: Arc<Seat>) {
         if let Err(error) = self.configure(&stream) {
             debug!(%error, "a connection was gone before it was served");
             return;
         }
-        let service = service_fn(|request| self.router.respond(peer, request, seat.clone()));
+        let asked = AtomicBool::new(false);
+        let service = service_fn(|request| {
+            asked.store(true, Ordering::Relaxed);
+            self.answer(peer, request, seat.clone())
+        });
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(connection.with_upgrades());
         let served = tokio::select! {
-            served = connection.as_mut() => served,
-            () = self.drain.refusing() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    served = connection.as_mut() => served,
-                    () = drain::cut(&self.drain) => return,
-                }
-            }
+            served = connection.with_upgrades() => served,
+            () = self.is_over(&asked) => return,
         };
         if let Err(error) = served {
             debug!(%peer, %error, "a connection ended early");
+        }
+    }
+
+    /// One request a connection: whoever neither upgrades nor goes would keep a seat. (hyper
+    /// without keep-alive would close what is to be upgraded, too.)
+    async fn answer(
+        &self,
+        peer: IpAddr,
+        request: Request<Incoming>,
+        seat: Arc<Seat>,
+    ) -> Result<Response<Full<Bytes>>, Aborted> {
+        let mut response = self.router.respond(peer, request, seat).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        Ok(response)
+    }
+
+    /// Waits until a drain has no more time for this connection: soon, if it has asked nothing.
+    async fn is_over(&self, asked: &AtomicBool) {
+        self.drain.refusing().await;
+        if !asked.load(Ordering::Relaxed) {
+            sleep(LAST_HEADS).await;
+        }
+        if asked.load(Ordering::Relaxed) {
+            drain::cut(&self.drain).await;
         }
     }
 

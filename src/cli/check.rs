@@ -51,19 +51,22 @@ fn summary(config: &Config) -> String {
         .map(|route| route.name.as_str())
         .collect();
     let auth = match &config.auth.jwt {
-        Some(jwt) => format!("tokens are verified with {}", count(jwt.keys.len(), "key")),
+        Some(jwt) => format!(
+            "tokens are verified with {}",
+            count(jwt.keys.len() as u64, "key", "keys")
+        ),
         None => "every route is public".to_owned(),
     };
     format!(
         "{} ({}), {auth}",
-        count(names.len(), "route"),
+        count(names.len() as u64, "route", "routes"),
         names.join(", ")
     )
 }
 
-fn count(number: usize, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {what}{plural}")
+fn count(number: u64, one: &str, many: &str) -> String {
+    let what = if number == 1 { one } else { many };
+    format!("{number} {what}")
 }
 
 /// Findings, printed as they come.

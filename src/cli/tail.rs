@@ -37,7 +37,7 @@ const SILENCE: Duration = Duration::from_secs(90);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const FAREWELL: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(super) struct Tail {
@@ -233,13 +233,15 @@ impl Follower {
     }
 
     fn summary(&self) -> String {
-        let kinds: Vec<_> = self.kinds.iter().map(|(k, n)| format!("{k} {n}")).collect();
+        let kinds: String = self
+            .kinds
+            .iter()
+            .map(|(k, n)| format!(", {n} {k}"))
+            .collect();
+        let cursor = self.cursor.as_deref().unwrap_or("none");
         format!(
-            "{} frames ({}), {} connections, last cursor {}",
-            self.frames,
-            kinds.join(", "),
-            self.connections,
-            self.cursor.as_deref().unwrap_or("none"),
+            "frames: {}{kinds}; connections: {}; last cursor: {cursor}",
+            self.frames, self.connections,
         )
     }
 }
@@ -250,6 +252,7 @@ fn backoff() -> ExponentialBackoff {
         .with_max_delay(LONGEST_PAUSE)
         .without_max_times()
         .with_jitter()
+        .with_jitter_seed(rand::random())
         .build()
 }
 

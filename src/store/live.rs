@@ -11,13 +11,13 @@ use redis::{
 use crate::config::Redis;
 use crate::stream::EntryId;
 
-/// Every command that a relay sends, as an ACL names them.
-pub const COMMANDS: [&str; 11] = [
+/// What a relay sends, as an ACL names it. `client|setinfo` is not there: an ACL that names it
+/// is refused before Redis 7.2.
+const COMMANDS: [&str; 10] = [
     "hello",
     "auth",
     "ping",
     "client|setname",
-    "client|setinfo",
     "client|tracking",
     "xrange",
     "xrevrange",
@@ -29,7 +29,6 @@ pub const COMMANDS: [&str; 11] = [
 /// A connection to the Redis of the config.
 pub struct Live {
     connection: MultiplexedConnection,
-    address: String,
 }
 
 /// Which server answered.
@@ -63,6 +62,28 @@ pub struct Retention {
     pub last: EntryId,
 }
 
+/// Host and port of the Redis of the config, or its socket's path; never its password.
+pub fn address(redis: &Redis) -> RedisResult<String> {
+    let info = redis.url.expose().into_connection_info()?;
+    Ok(info.addr().to_string())
+}
+
+/// Every command that a relay sends to this Redis, as an ACL names them.
+pub fn commands(redis: &Redis) -> RedisResult<Vec<&'static str>> {
+    let mut commands = COMMANDS.to_vec();
+    if redis
+        .url
+        .expose()
+        .into_connection_info()?
+        .redis_settings()
+        .db()
+        != 0
+    {
+        commands.push("select");
+    }
+    Ok(commands)
+}
+
 impl Live {
     /// Connects; a server that can't speak RESP3 is spoken to in RESP2.
     pub async fn connect(redis: &Redis) -> RedisResult<Self> {
@@ -76,14 +97,14 @@ impl Live {
 
     async fn connect_with(redis: &Redis, protocol: ProtocolVersion) -> RedisResult<Self> {
         let info = redis.url.expose().into_connection_info()?;
-        let mut settings = info.redis_settings().clone().set_protocol(protocol);
+        let settings = info.redis_settings().clone().set_protocol(protocol);
+        let mut settings = settings.set_skip_set_lib_name();
         if !redis.username.is_empty() {
             settings = settings.set_username(&redis.username);
         }
         if !redis.password.expose().is_empty() {
             settings = settings.set_password(redis.password.expose());
         }
-        let address = info.addr().to_string();
         let client = Client::open(info.set_redis_settings(settings))?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(redis.command_timeout))
@@ -91,15 +112,7 @@ impl Live {
         let connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
-        Ok(Self {
-            connection,
-            address,
-        })
-    }
-
-    /// Host and port, or the socket's path.
-    pub fn address(&self) -> &str {
-        &self.address
+        Ok(Self { connection })
     }
 
     /// Asks the server who it is.

@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hyper::Uri;
 use relay::config::template::{Unusable, Values};
 use relay::config::{Config, Redis, Wake};
-use relay::store::live::{COMMANDS, Live, Retention, is_refusal};
+use relay::store::live::{Live, Retention, address, commands, is_refusal};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Report;
+use super::{Report, count};
 
 /// Stands for any value of a template.
 const ANY: &str = "relay-check";
@@ -26,9 +26,10 @@ pub(super) async fn check(
     streams: &[String],
     report: &mut Report,
 ) -> io::Result<()> {
+    let address = address(&config.redis).unwrap_or_default();
     match Live::connect(&config.redis).await {
         Ok(mut live) => {
-            server(&mut live, report).await?;
+            server(&mut live, &address, report).await?;
             tracking(&mut live, config.redis.wake, report).await?;
             permissions(&mut live, config, report).await?;
             eviction(&mut live, report).await?;
@@ -36,13 +37,12 @@ pub(super) async fn check(
                 retention(&mut live, key, report).await?;
             }
         }
-        Err(error) => report.fail(&format!("redis: no connection: {error}"))?,
+        Err(error) => report.fail(&format!("redis: no connection to {address}: {error}"))?,
     }
     callbacks(config, report).await
 }
 
-async fn server(live: &mut Live, report: &mut Report) -> io::Result<()> {
-    let address = live.address().to_owned();
+async fn server(live: &mut Live, address: &str, report: &mut Report) -> io::Result<()> {
     match live.server().await {
         Ok(server) if server.role == "master" => report.ok(&format!(
             "redis: {} {} at {address}",
@@ -111,7 +111,8 @@ fn acl(redis: &Redis, keys: &BTreeSet<String>) -> String {
         .iter()
         .map(|key| format!("~{}", pattern(key)))
         .collect();
-    let commands: Vec<_> = COMMANDS.iter().map(|name| format!("+{name}")).collect();
+    let commands = commands(redis).unwrap_or_default();
+    let commands: Vec<_> = commands.iter().map(|name| format!("+{name}")).collect();
     format!(
         "ACL SETUSER {user} on >PASSWORD resetkeys {} -@all {}",
         keys.join(" "),
@@ -165,8 +166,8 @@ fn describe(kept: &Retention, now_ms: u64) -> String {
     };
     let age = Duration::from_secs(now_ms.saturating_sub(first.ms) / 1000);
     format!(
-        "{} entries from {} to {}; a client may be away for {}",
-        kept.length,
+        "{} from {} to {}; a client may be away for {}",
+        count(kept.length, "entry", "entries"),
         time(first.ms),
         time(kept.last.ms),
         humantime::format_duration(age)

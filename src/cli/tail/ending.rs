@@ -7,6 +7,7 @@ use hyper::StatusCode;
 use hyper::header::RETRY_AFTER;
 use serde::Deserialize;
 use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 /// RFC 6455: a close frame without a code, and an end without a close frame.
@@ -92,12 +93,16 @@ impl Ending {
                     retry_after: seconds.map(Duration::from_secs),
                 }
             }
-            Error::Io(_) | Error::Tls(_) | Error::ConnectionClosed | Error::AlreadyClosed => {
+            // The last is a connection that was dropped within the handshake.
+            Error::Io(_)
+            | Error::Tls(_)
+            | Error::ConnectionClosed
+            | Error::AlreadyClosed
+            | Error::Protocol(ProtocolError::HandshakeIncomplete) => {
                 Self::Unreachable(error.to_string())
             }
-            // Cut within the handshake, as `reject = "abort"` and a dying relay do.
-            Error::Protocol(_) => Self::Unreachable(error.to_string()),
-            Error::Capacity(_)
+            Error::Protocol(_)
+            | Error::Capacity(_)
             | Error::WriteBufferFull(_)
             | Error::Utf8(_)
             | Error::AttackAttempt

@@ -1,0 +1,300 @@
+//! Redis goes away, in every way it can, and comes back.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::support::api::FakeApi;
+use crate::support::config::Config;
+use crate::support::proxy::Proxy;
+use crate::support::redis::Redis;
+use crate::support::relay::Relay;
+use crate::support::upgrade::Refusal;
+use crate::support::wait::{eventually, eventually_within};
+use crate::{JOB, KEY};
+
+/// Outages that are noticed, and said, sooner than by default.
+const QUICK: &str = "[redis]\ncommand_timeout = \"500ms\"\ngrace = \"1s\"";
+/// The reader asks for a sign of life every 5 s, and waits for it.
+const NOTICED: Duration = Duration::from_secs(15);
+
+async fn readyz_becomes(relay: &Relay, status: u16) -> Value {
+    let what = format!("/readyz is {status}");
+    eventually_within(NOTICED, &what, async || {
+        let (seen, body) = relay.readyz().await;
+        assert_eq!(relay.livez().await, 200, "/livez never depends on Redis");
+        (seen == status).then_some(body)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn s20_killed_and_restarted_with_its_data() {
+    let mut redis = Redis::start().await;
+    let relay = Relay::start(&Config::new(&redis).with(QUICK)).await;
+    redis.fill(KEY, 1, 5, 10).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_live().await;
+    readyz_becomes(&relay, 200).await;
+    redis.run("SAVE").await;
+
+    redis.kill();
+    client.expect_status("degraded").await;
+    readyz_becomes(&relay, 503).await;
+    relay.metric_reaches("relay_redis_up", &[], 0.0).await;
+    assert_eq!(relay.livez().await, 200);
+
+    redis.start_again().await;
+    redis.fill(KEY, 6, 8, 10).await;
+    // Before or after the entries: continuity is proven by the pull that brings them.
+    let mut kinds = Vec::new();
+    let mut next = 6;
+    while kinds.is_empty() || next <= 8 {
+        let frame = client.frame().await;
+        if frame["type"] == "status" {
+            assert_eq!(frame["state"], "ok");
+            kinds.push(frame);
+        } else {
+            assert_eq!(frame["id"], format!("{next}-0"), "{frame}");
+            next += 1;
+        }
+    }
+    readyz_becomes(&relay, 200).await;
+    redis.fill(KEY, 9, 9, 10).await;
+    client.expect_events(9, 9).await;
+}
+
+#[tokio::test]
+async fn s20_restarted_empty() {
+    let (mut redis, api) = (Redis::start().await, FakeApi::start().await);
+    let config = Config::new(&redis).snapshot_from(&api).with(QUICK);
+    let relay = Relay::start(&config).await;
+    redis.fill(KEY, 1, 5, 10).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_snapshot("connect").await;
+    client.expect_live().await;
+
+    redis.kill();
+    client.expect_status("degraded").await;
+    client.ignore("status");
+    redis.start_again().await;
+    client.expect_resync("deleted").await;
+    client.expect_snapshot("deleted").await;
+    client.expect_live().await;
+    redis.xadd(KEY, "1-0", "anew").await;
+    client.expect_event("1-0", "anew").await;
+}
+
+#[tokio::test]
+async fn s20_restarted_with_older_data() {
+    let (mut redis, api) = (Redis::start().await, FakeApi::start().await);
+    let config = Config::new(&redis).snapshot_from(&api).with(QUICK);
+    let relay = Relay::start(&config).await;
+    redis.fill(KEY, 1, 5, 10).await;
+    redis.run("SAVE").await;
+    let mut client = relay.open(JOB).await;
+    client.expect_snapshot("connect").await;
+    client.expect_live().await;
+    redis.fill(KEY, 6, 7, 10).await;
+    client.expect_events(6, 7).await;
+    client.ignore("status");
+
+    redis.kill();
+    redis.start_again().await;
+    client.expect_fresh_start("rolled_back").await;
+    redis.xadd(KEY, "8-0", "next").await;
+    client.expect_event("8-0", "next").await;
+}
+
+#[tokio::test]
+async fn s20_paused() {
+    let redis = Redis::start().await;
+    let relay = Relay::start(&Config::new(&redis).with(QUICK)).await;
+    redis.fill(KEY, 1, 5, 10).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_live().await;
+
+    redis.pause();
+    client.expect_status("degraded").await;
+    readyz_becomes(&relay, 503).await;
+    redis.resume();
+    client.expect_status("ok").await;
+    readyz_becomes(&relay, 200).await;
+    redis.fill(KEY, 6, 8, 10).await;
+    client.expect_events(6, 8).await;
+}
+
+#[tokio::test]
+async fn s20_stalled_by_the_network() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let relay = Relay::start(&Config::through(&proxy).with(QUICK)).await;
+    redis.fill(KEY, 1, 5, 10).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_live().await;
+
+    proxy.stall();
+    redis.fill(KEY, 6, 7, 10).await;
+    client.expect_status("degraded").await;
+    redis.fill(KEY, 8, 9, 10).await;
+    proxy.restore();
+    client.ignore("status");
+    client.expect_events(6, 9).await;
+    client.expect_silence(Duration::from_millis(300)).await;
+}
+
+#[tokio::test]
+async fn s20_cut_by_the_network() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let relay = Relay::start(&Config::through(&proxy).with(QUICK)).await;
+    let mut clients = Vec::new();
+    for job in 0..50 {
+        redis.fill(&format!("job:{job}:updates"), 1, 300, 10).await;
+        let mut client = relay.open(&format!("/ws/jobs/{job}")).await;
+        client.expect_live().await;
+        client.ignore("status");
+        clients.push(client);
+    }
+    for round in 0..3 {
+        proxy.cut();
+        let first = 301 + 2 * round;
+        for job in 0..50 {
+            let key = format!("job:{job}:updates");
+            redis.fill(&key, first, first + 1, 10).await;
+        }
+        proxy.restore();
+        for client in &mut clients {
+            client.expect_events(first, first + 1).await;
+        }
+    }
+    let metrics = relay.metrics().await;
+    assert!(metrics.value("relay_redis_reconnects_total", &[]) >= 3.0);
+    assert!(metrics.value("relay_resyncs_total", &[]).abs() < f64::EPSILON);
+}
+
+#[tokio::test]
+async fn s20_the_processor_rests_while_redis_is_away() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let relay = Relay::start(&Config::through(&proxy).with(QUICK)).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_live().await;
+    proxy.cut();
+    client.expect_status("degraded").await;
+    let before = relay.cpu_time();
+    client.expect_silence(Duration::from_secs(4)).await;
+    let used = relay.cpu_time() - before;
+    assert!(used < Duration::from_millis(400), "{used:?} in 4 s");
+    proxy.restore();
+    client.expect_status("ok").await;
+}
+
+#[tokio::test]
+async fn s20_demoted_while_connections_stay_open() {
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    old.fill(KEY, 1, 5, 10).await;
+    new.fill(KEY, 1, 5, 10).await;
+    let proxy = Proxy::start(old.address()).await;
+    let relay = Relay::start(&Config::through(&proxy).with(QUICK)).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_live().await;
+    client.ignore("status");
+
+    proxy.retarget(new.address());
+    // A replica of nobody who answers: it stays as it is, and answers PING for ever.
+    old.run("REPLICAOF 127.0.0.1 1").await;
+    new.fill(KEY, 6, 7, 10).await;
+    client.expect_events(6, 7).await;
+    // The pool has moved, too: a new key is read there.
+    new.fill("job:43:updates", 1, 3, 10).await;
+    let mut other = relay.upgrade("/ws/jobs/43").cursor("1-0").open().await;
+    other.expect_events(2, 3).await;
+}
+
+#[tokio::test]
+async fn s21_redis_never_answers() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    proxy.stall();
+    let relay = Relay::start(&Config::through(&proxy).with(QUICK)).await;
+    readyz_becomes(&relay, 503).await;
+    let start = Instant::now();
+    let refusal = relay.upgrade(JOB).refused().await;
+    assert_eq!(refusal, Refusal::closed(1013, "redis_unavailable"));
+    assert!(start.elapsed() < Duration::from_secs(4));
+    proxy.restore();
+    readyz_becomes(&relay, 200).await;
+    let mut client = eventually("the relay serves", async || {
+        let mut client = relay.open(JOB).await;
+        let first = client.next().await;
+        format!("{first:?}").contains("live").then_some(client)
+    })
+    .await;
+    redis.xadd(KEY, "1-0", "at last").await;
+    client.expect_event("1-0", "at last").await;
+}
+
+#[tokio::test]
+async fn s21_a_full_tracking_table() {
+    const QUIET: usize = 300;
+    let redis = Redis::start_with(&["--tracking-table-max-keys", "10"]).await;
+    let relay = Relay::start(&Config::new(&redis)).await;
+    let mut clients = Vec::new();
+    for job in 0..QUIET {
+        let mut client = relay.open(&format!("/ws/jobs/{job}")).await;
+        client.expect_live().await;
+        clients.push(client);
+    }
+    // Long enough for a relay that looks at each second to have seen what happens.
+    clients[0].expect_silence(Duration::from_secs(3)).await;
+    let before = redis.reads().await;
+    clients[0].expect_silence(Duration::from_secs(2)).await;
+    let reads = redis.reads().await - before;
+    assert!(reads < 4_000, "{reads} reads in 2 s with no write at all");
+
+    for (job, client) in clients.iter_mut().enumerate().step_by(30) {
+        let start = Instant::now();
+        redis.xadd(&format!("job:{job}:updates"), "1-0", "x").await;
+        client.expect_event("1-0", "x").await;
+        let took = start.elapsed();
+        assert!(took < Duration::from_millis(500), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn s21_a_client_that_comes_while_redis_is_away() {
+    let (redis, api) = (Redis::start().await, FakeApi::start().await);
+    let proxy = Proxy::start(redis.address()).await;
+    let config = Config::through(&proxy).snapshot_from(&api).with(QUICK);
+    let relay = Relay::start(&config).await;
+    redis.fill(KEY, 1, 5, 10).await;
+    let mut first = relay.open(JOB).await;
+    first.expect_snapshot("connect").await;
+    first.expect_live().await;
+    proxy.cut();
+    first.expect_status("degraded").await;
+
+    // Of a stream that is known: served, and told.
+    let mut known = relay.open(JOB).await;
+    known.expect_snapshot("connect").await;
+    let mut kinds = [known.frame().await, known.frame().await];
+    kinds.sort_by_key(|frame| frame["type"].to_string());
+    assert_eq!(kinds[0]["type"], "live");
+    assert_eq!(kinds[0]["cursor"], "5-0");
+    assert_eq!(kinds[1]["state"], "degraded");
+
+    // Of one that is not: refused, soon.
+    let start = Instant::now();
+    let refusal = relay.upgrade("/ws/jobs/unknown").refused().await;
+    assert_eq!(refusal, Refusal::closed(1013, "redis_unavailable"));
+    assert!(start.elapsed() < Duration::from_secs(4));
+
+    redis.fill(KEY, 6, 6, 10).await;
+    proxy.restore();
+    for client in [&mut first, &mut known] {
+        client.ignore("status");
+        client.expect_events(6, 6).await;
+    }
+}

@@ -1,0 +1,57 @@
+//! A child process that does not outlive the test.
+
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::wait::eventually_within;
+
+pub(crate) struct Process {
+    child: Child,
+}
+
+impl Process {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("can't start {:?}: {error}", command.get_program()));
+        Self { child }
+    }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("a child can be signalled until it has been waited for");
+    }
+
+    /// The exit status, if it has ended.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    pub(crate) async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        eventually_within(limit, "the process ends", async || self.exited()).await
+    }
+
+    /// Ends it at once, as the kernel does when memory is short.
+    pub(crate) fn kill(&mut self) {
+        if self.exited().is_none() {
+            self.child.kill().expect("a child can be killed");
+            self.child.wait().expect("a child can be waited for");
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,271 @@
+//! The real binary, with a config of the test's own.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::client::Client;
+use super::config::Config;
+use super::http::get;
+use super::process::Process;
+use super::upgrade::Upgrade;
+use super::wait::eventually;
+
+pub(crate) struct Relay {
+    dir: TempDir,
+    process: Process,
+    log: Log,
+    listen: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Relay {
+    /// Started, and listening.
+    pub(crate) async fn start(config: &Config) -> Self {
+        let dir = tempfile::tempdir().expect("a directory for the relay");
+        let file = dir.path().join("relay.toml");
+        std::fs::write(&file, config.text()).expect("a config file");
+        let mut process = Process::spawn(
+            Command::new(env!("CARGO_BIN_EXE_relay"))
+                .args(["run", "--config"])
+                .arg(&file)
+                .env_remove("RUST_LOG")
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        );
+        let log = Log::default();
+        let child = process.child();
+        log.keep(child.stdout.take().expect("stdout is piped"));
+        log.keep(child.stderr.take().expect("stderr is piped"));
+        let (listen, admin) = listening(&mut process, &log).await;
+        Self {
+            dir,
+            process,
+            log,
+            listen,
+            admin,
+        }
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.dir.path().join("relay.toml")
+    }
+
+    /// A request for this path, with a valid token in its header; nothing is sent yet.
+    pub(crate) fn upgrade(&self, path: &str) -> Upgrade {
+        Upgrade::new(self.listen, path)
+    }
+
+    /// A client of this path.
+    pub(crate) async fn open(&self, path: &str) -> Client {
+        self.upgrade(path).open().await
+    }
+
+    pub(crate) fn sigterm(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    pub(crate) async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        self.process.wait_exit(limit).await
+    }
+
+    pub(crate) async fn metrics(&self) -> Metrics {
+        let response = get(self.admin, "/metrics").await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        Metrics(response.text())
+    }
+
+    /// Waits until a metric, summed over all series with these labels, has this value.
+    pub(crate) async fn metric_reaches(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let what = format!("{name}{labels:?} is {value}");
+        eventually(&what, async || {
+            let seen = self.metrics().await.value(name, labels);
+            ((seen - value).abs() < f64::EPSILON).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn readyz(&self) -> (u16, Value) {
+        let response = get(self.admin, "/readyz").await;
+        (response.status, response.json())
+    }
+
+    pub(crate) async fn livez(&self) -> u16 {
+        get(self.admin, "/livez").await.status
+    }
+
+    pub(crate) async fn statusz(&self) -> Value {
+        get(self.admin, "/statusz").await.json()
+    }
+
+    /// Resident memory.
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(path).expect("the relay runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kilobytes.expect("the kernel tells VmRSS in kB") * 1024
+    }
+
+    /// Processor time used so far.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        const TICK: Duration = Duration::from_millis(10);
+        let path = format!("/proc/{}/stat", self.process.id());
+        let stat = std::fs::read_to_string(path).expect("the relay runs");
+        // After the name, which may hold anything but ends with the last bracket.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+        let ticks = fields.split(' ').skip(11).take(2);
+        let ticks: u32 = ticks.filter_map(|field| field.parse::<u32>().ok()).sum();
+        TICK * ticks
+    }
+
+    /// Every line that it has printed so far.
+    pub(crate) fn log_lines(&self) -> Vec<String> {
+        self.log.lines().clone()
+    }
+
+    pub(crate) fn log_contains(&self, text: &str) -> bool {
+        self.log.lines().iter().any(|line| line.contains(text))
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.process.kill();
+        if std::thread::panicking() {
+            eprintln!("--- the relay has said ---");
+            for line in self.log.lines().iter() {
+                eprintln!("{line}");
+            }
+        } else {
+            assert!(!self.log_contains("panicked at"), "the relay has panicked");
+        }
+    }
+}
+
+/// What the relay prints; cloning shares it.
+#[derive(Clone, Default)]
+struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Log {
+    /// Keeps every line until the pipe ends, which is when the process does.
+    fn keep(&self, pipe: impl Read + Send + 'static) {
+        let log = self.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                log.lines().push(line);
+            }
+        });
+    }
+
+    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for the line that says where it listens.
+async fn listening(process: &mut Process, log: &Log) -> (SocketAddr, SocketAddr) {
+    let said = eventually("the relay listens", async || {
+        if let Some(status) = process.exited() {
+            return Some(Err(status));
+        }
+        log.lines().iter().find_map(|line| addresses(line)).map(Ok)
+    });
+    match said.await {
+        Ok(addresses) => addresses,
+        Err(status) => panic!(
+            "the relay has ended ({status}):\n{}",
+            log.lines().join("\n")
+        ),
+    }
+}
+
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let fields = line.get("fields").unwrap_or(&line);
+    if fields["message"] != "listening" {
+        return None;
+    }
+    let address = |name: &str| fields[name].as_str()?.parse().ok();
+    Some((address("listen")?, address("admin_listen")?))
+}
+
+/// One reading of /metrics.
+pub(crate) struct Metrics(String);
+
+impl Metrics {
+    /// The sum of all series of this name that have these labels; 0 if there is none.
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let series = self.series(name).into_iter();
+        series
+            .filter(|(known, _)| {
+                labels
+                    .iter()
+                    .all(|(k, v)| known.get(*k).is_some_and(|known| known == v))
+            })
+            .map(|(_, value)| value)
+            .sum()
+    }
+
+    /// Every value of one label of this metric, where the series is not 0.
+    pub(crate) fn label_values(&self, name: &str, label: &str) -> Vec<String> {
+        let series = self.series(name).into_iter();
+        series
+            .filter(|(_, value)| *value > 0.0)
+            .filter_map(|(mut labels, _)| labels.remove(label))
+            .collect()
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn series(&self, name: &str) -> Vec<(BTreeMap<String, String>, f64)> {
+        let lines = self.0.lines().filter_map(|line| line.strip_prefix(name));
+        lines
+            .filter_map(|rest| {
+                let (labels, value) = rest.rsplit_once(' ')?;
+                let labels = match labels.strip_prefix('{') {
+                    Some(labels) => labels.strip_suffix('}')?,
+                    None if labels.is_empty() => "",
+                    None => return None,
+                };
+                Some((parse_labels(labels), value.parse().ok()?))
+            })
+            .collect()
+    }
+}
+
+/// Labels of ours have values without commas and quotes.
+fn parse_labels(text: &str) -> BTreeMap<String, String> {
+    text.split(',')
+        .filter_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            Some((name.to_owned(), value.trim_matches('"').to_owned()))
+        })
+        .collect()
+}
