@@ -270,7 +270,9 @@ fn sources(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("the folder can be read");
     let paths = entries.map(|entry| entry.expect("the entry can be read").path());
     let (folders, files): (Vec<PathBuf>, Vec<_>) = paths.partition(|path| path.is_dir());
-    let files = files.iter().map(|path| fs::read_to_string(path).unwrap());
+    let files = files
+        .iter()
+        .map(|path| fs::read_to_string(path).expect("it can be read"));
     let below = folders.iter().flat_map(|folder| sources(folder));
     files.chain(below).collect()
 }
