@@ -138,7 +138,7 @@ async fn with_snapshot(
                     &snapshot.declared,
                     History::None,
                 )
-                .await;
+                .await?;
                 let first = First::Snapshot {
                     reason: reason.as_str(),
                     body: snapshot.body,
