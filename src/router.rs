@@ -118,14 +118,24 @@ impl Router {
             self.count("", DRAINING.reason);
             return Ok(status_answer(&DRAINING));
         }
-        let Some((route, params)) = self.find(request.uri().path()) else {
-            self.count("", NO_ROUTE.reason);
-            return Ok(status_answer(&NO_ROUTE));
-        };
+        let found = self.find(request.uri().path());
+        let name = found.as_ref().map_or("", |(route, _)| route.name());
         if let Some(answer) = not_an_upgrade(&request) {
-            self.count(route.name(), "no_upgrade");
-            return Ok(answer);
+            self.count(name, "no_upgrade");
+            let is_known = found.is_some();
+            return Ok(if is_known {
+                answer
+            } else {
+                status_answer(&NO_ROUTE)
+            });
         }
+        let Some((route, params)) = found else {
+            self.count("", NO_ROUTE.reason);
+            let (parts, body) = request.into_parts();
+            let asked = Asked::new(&parts, BTreeMap::new());
+            let mut request = Request::from_parts(parts, body);
+            return self.refuse(&mut request, &asked, NO_ROUTE, held);
+        };
         let (parts, body) = request.into_parts();
         let asked = Asked::new(&parts, params);
         let admitted = tokio::select! {

@@ -113,9 +113,11 @@ enum First {
 
 /// What a session can have waited for.
 enum Done {
-    Prepared(Vec<Position>),
+    Prepared(Result<Vec<Position>, Refusal>),
     Page {
         stream: usize,
+        /// The position asked for.
+        asked: Position,
         epoch: Epoch,
         answer: Result<Page, StoreError>,
     },
@@ -181,6 +183,7 @@ impl Session {
             self.poll_timers(cx);
             self.poll_ending(cx);
             if let Some(output) = self.outbox.pop_front() {
+                // Pongs come last: with the outbox empty there is none any more.
                 self.owes_pong &= !self.outbox.is_empty();
                 self.closed = matches!(output, Output::Close(_));
                 return Poll::Ready(output);
@@ -204,6 +207,14 @@ impl Session {
         }
         ready!(self.timers.poll_expired(cx));
         Poll::Ready(Close::reset(TOKEN_EXPIRED))
+    }
+
+    /// The transport is stuck: a page that was asked for would only take up room meanwhile. The
+    /// position is where it was, so it is asked for again.
+    pub fn note_stuck(&mut self) {
+        if matches!(self.stage, Stage::Streaming) {
+            self.work = None;
+        }
     }
 
     /// Notes that bytes went one way or the other: the peer is alive.
@@ -319,12 +330,14 @@ impl Session {
 
     fn finish(&mut self, done: Done) {
         match done {
-            Done::Prepared(positions) => self.start_streaming(&positions),
+            Done::Prepared(Ok(positions)) => self.start_streaming(&positions),
+            Done::Prepared(Err(refusal)) => self.close(refusal),
             Done::Page {
                 stream,
+                asked,
                 epoch,
                 answer,
-            } => self.take_page(stream, epoch, answer),
+            } => self.take_page(stream, asked, epoch, answer),
             Done::Resynced(Ok(fresh)) => self.start_anew(fresh),
             Done::Resynced(Err(refusal)) => self.close(refusal),
             Done::Rested => {}
@@ -335,7 +348,7 @@ impl Session {
     fn tell_status(&mut self) -> bool {
         let mut feeds = self.streams.iter().map(|stream| &stream.watch.feed);
         let degraded = feeds.any(|feed| feed.is_degraded());
-        if degraded == self.told_degraded || matches!(self.stage, Stage::Preparing(_)) {
+        if degraded == self.told_degraded {
             return false;
         }
         self.told_degraded = degraded;

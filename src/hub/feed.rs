@@ -74,6 +74,9 @@ pub enum After {
     Unreadable(Unreadable),
 }
 
+/// What an entry is taken to be before one was seen: large, so that a first read stays small.
+const UNKNOWN_SIZE: usize = 16 * 1024;
+
 /// Bounds of a ring, of which it keeps at least the last pull.
 #[derive(Debug, Clone, Copy)]
 pub struct RingBounds {
@@ -95,6 +98,7 @@ pub struct Feed {
     /// Whether the reader has been asked to read, and by whom.
     mark: AtomicU8,
     watchers: AtomicUsize,
+    is_retired: AtomicBool,
 }
 
 /// What the reader needs to know to read on.
@@ -129,7 +133,7 @@ impl Feed {
             missing_on: info.is_none().then_some(connection),
             published: 0,
             published_at: None,
-            mean_size: 512,
+            mean_size: None,
             reads_sent: 0,
             read_answered: 0,
             as_of: now_ms(),
@@ -146,6 +150,7 @@ impl Feed {
             degraded: AtomicBool::new(false),
             mark: AtomicU8::new(0),
             watchers: AtomicUsize::new(0),
+            is_retired: AtomicBool::new(false),
         }
     }
 
@@ -225,7 +230,12 @@ impl Feed {
 
     /// About how many bytes an entry takes.
     pub fn mean_size(&self) -> usize {
-        self.lock().mean_size
+        self.lock().mean_size.unwrap_or(UNKNOWN_SIZE)
+    }
+
+    /// Takes the size of entries from a page: a feed without live entries knows no other.
+    pub(super) fn learn_size(&self, chunk: &Chunk) {
+        self.lock().learn_size(chunk);
     }
 
     /// When a session last asked, and what the ring takes.
@@ -264,7 +274,7 @@ impl Feed {
                 added: state.added,
                 was_missing: state.missing_on == Some(connection),
             },
-            mean_size: state.mean_size,
+            mean_size: state.mean_size.unwrap_or(UNKNOWN_SIZE),
             with_info: state.proven_by_info,
         }
     }
@@ -315,7 +325,6 @@ impl Feed {
         state.empty_ring();
         let grown = difference(before, state.ring_bytes);
         drop(state);
-        self.degraded.store(false, Ordering::Release);
         self.bell.ring();
         grown
     }
@@ -336,6 +345,17 @@ impl Feed {
     /// When the last entries were published.
     pub(super) fn published_at(&self) -> Option<Instant> {
         self.lock().published_at
+    }
+
+    /// Nobody watches it any more, or nobody may: it is not read again. As with
+    /// [`shrink`](Self::shrink).
+    pub(super) fn retire(&self) -> isize {
+        self.is_retired.store(true, Ordering::Release);
+        self.shrink()
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
     }
 
     /// Gives the ring's memory back. Returns by how much the ring has grown: not at all.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use super::Shared;
 use super::dirty::Sweep;
@@ -20,12 +20,21 @@ use super::feed::Mark;
 use crate::metrics::{REDIS_RECONNECTS, REDIS_UP};
 use crate::store::{Push, ReaderConnection, StoreError, Unreadable};
 use crate::stream::StreamKey;
+use crate::throttle::Throttle;
 use connected::Connected;
 
 /// Pulls for all feeds.
 pub(super) struct Reader {
     shared: Arc<Shared>,
+    /// When Redis last answered.
     answered_at: Instant,
+    /// Clients have been told that it does not.
+    is_degraded: bool,
+    /// Before the next attempt.
+    pause: Duration,
+    /// Before those after it.
+    delays: Delays,
+    complaints: Throttle,
     sweep: Sweep,
     polling_was_told: bool,
 }
@@ -67,6 +76,10 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             answered_at: Instant::now(),
+            is_degraded: false,
+            pause: Duration::ZERO,
+            delays: delays(),
+            complaints: Throttle::new(Duration::from_secs(10)),
             sweep: Sweep::new(shared.config.redis.sweep),
             polling_was_told: false,
             shared,
@@ -79,7 +92,12 @@ impl Reader {
         let _alarm = Alarm(self.shared.clone());
         loop {
             let (connection, ended) = self.connect().await;
+            let connected_at = Instant::now();
             let down = Connected::new(&mut self, connection, ended).run().await;
+            if connected_at.elapsed() >= STABLE {
+                self.delays = delays();
+            }
+            self.pause = self.delays.next().unwrap_or(MAX_DELAY);
             self.note_down(&down);
         }
     }
@@ -87,74 +105,82 @@ impl Reader {
     /// Connects, however often it takes. Clients hear of it once no command has been answered
     /// for as long as one may take.
     async fn connect(&mut self) -> (ReaderConnection, Arc<Notify>) {
-        let shared = self.shared.clone();
-        let attempts = attempt_until_connected(&shared);
+        let attempts =
+            attempt_until_connected(&self.shared, self.pause, &mut self.delays, &self.complaints);
         tokio::pin!(attempts);
-        let silent = sleep_until(self.answered_at + shared.config.redis.command_timeout);
-        let connected = tokio::select! {
-            connected = &mut attempts => connected,
-            () = silent => {
-                degrade(&shared);
-                attempts.await
-            }
-        };
+        let silent = self.answered_at + self.shared.config.redis.command_timeout;
+        tokio::select! {
+            connected = &mut attempts => return connected,
+            () = sleep_until(silent), if !self.is_degraded => {}
+        }
+        self.is_degraded = true;
+        warn!("redis does not answer, clients are told");
+        for feed in self.shared.all_feeds() {
+            feed.degrade();
+        }
+        attempts.await
+    }
+
+    /// Redis has answered as it should.
+    fn note_up(&mut self) {
         self.answered_at = Instant::now();
-        let mut health = shared.health();
+        self.is_degraded = false;
+        let mut health = self.shared.health();
         health.was_up = true;
         health.down_since = None;
-        shared.metrics.gauge(&REDIS_UP, &[]).set(1.0);
-        connected
+        self.shared.metrics.gauge(&REDIS_UP, &[]).set(1.0);
     }
 
     fn note_down(&self, down: &Down) {
-        warn!(reason = %down, "connection to redis lost, connecting again");
+        if let Some(left_out) = self.complaints.pass() {
+            warn!(reason = %down, left_out, "connection to redis lost, connecting again");
+        }
         let metrics = &self.shared.metrics;
         metrics
             .counter(&REDIS_RECONNECTS, &[down.as_str()])
             .increment(1);
         metrics.gauge(&REDIS_UP, &[]).set(0.0);
-        self.shared
-            .health()
-            .down_since
-            .get_or_insert_with(Instant::now);
+        let mut health = self.shared.health();
+        health.down_since.get_or_insert_with(Instant::now);
         if matches!(down, Down::RoleChanged) {
             self.shared.store.drop_pool();
         }
     }
 }
 
-fn degrade(shared: &Shared) {
-    warn!("redis does not answer, clients are told");
-    for feed in shared.all_feeds() {
-        feed.degrade();
-    }
-}
-
 /// A connection, with what is rung when it ends.
-async fn attempt_until_connected(shared: &Arc<Shared>) -> (ReaderConnection, Arc<Notify>) {
-    let mut delays = backoff();
-    let mut was_told = false;
+async fn attempt_until_connected(
+    shared: &Arc<Shared>,
+    pause: Duration,
+    delays: &mut Delays,
+    complaints: &Throttle,
+) -> (ReaderConnection, Arc<Notify>) {
+    sleep(pause).await;
     loop {
         // One for each attempt: the end of an earlier connection says nothing about this one.
         let ended = Arc::new(Notify::new());
         let connected = shared.store.connect_reader(on_push(shared, &ended)).await;
         match connected {
             Ok(connection) => return (connection, ended),
-            Err(error) if !was_told => {
-                was_told = true;
-                warn!(reason = %error, "redis can't be reached, trying again");
+            Err(error) => {
+                if let Some(left_out) = complaints.pass() {
+                    warn!(reason = %error, left_out, "redis can't be reached, trying again");
+                }
+                sleep(delays.next().unwrap_or(MAX_DELAY)).await;
             }
-            Err(error) => debug!(reason = %error, "redis can't be reached"),
         }
-        sleep(delays.next().unwrap_or(MAX_DELAY)).await;
     }
 }
 
-const MIN_DELAY: Duration = Duration::from_millis(50);
+type Delays = <ExponentialBuilder as BackoffBuilder>::Backoff;
+
+/// A connection that lived this long was a good one: the next is made without much delay.
+const STABLE: Duration = Duration::from_secs(1);
+const MIN_DELAY: Duration = Duration::from_millis(10);
 /// Short enough that entries flow within a second of Redis' return, with the jitter added.
 const MAX_DELAY: Duration = Duration::from_millis(400);
 
-fn backoff() -> impl Iterator<Item = Duration> {
+fn delays() -> Delays {
     ExponentialBuilder::default()
         .with_min_delay(MIN_DELAY)
         .with_max_delay(MAX_DELAY)

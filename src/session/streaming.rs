@@ -169,12 +169,13 @@ impl Session {
             Basis::Proven(_) | Basis::Unproven => Proof::Needed,
         };
         let backlog = self.route.hub().backlog().clone();
-        let (feed, position) = (stream.watch.feed.clone(), stream.position.id);
+        let (feed, asked) = (stream.watch.feed.clone(), stream.position);
         self.work = Some(Box::pin(async move {
             Done::Page {
                 stream: index,
+                asked,
                 epoch,
-                answer: backlog.page(feed, position, proof).await,
+                answer: backlog.page(feed, asked.id, proof).await,
             }
         }));
     }
@@ -182,10 +183,15 @@ impl Session {
     pub(super) fn take_page(
         &mut self,
         index: usize,
+        asked: Position,
         epoch: Epoch,
         answer: Result<Page, StoreError>,
     ) {
         let stream = &mut self.streams[index];
+        if stream.position.id != asked.id {
+            // The feed was faster: what the answer says is about a place that is behind.
+            return;
+        }
         match answer {
             Ok(Page::Entries(page)) => {
                 let slices: Vec<Slice> = page.slice(stream.position.id).into_iter().collect();
@@ -196,6 +202,8 @@ impl Session {
                     id: at,
                     basis: Basis::Proven(epoch),
                 };
+                // The newest entry may have been deleted by hand: then there is less to reach.
+                stream.target = stream.target.min(at);
                 // The feed may know less than Redis: then it is waited for, not asked again.
                 stream.nothing_follows = !stream.changed;
                 self.route.hub().refresh(&stream.watch.feed);

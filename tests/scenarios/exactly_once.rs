@@ -132,19 +132,21 @@ async fn play(total: u64, maxlen: Option<u64>) -> usize {
     for relay in &relays {
         relay.open(JOB).await.expect_live().await;
     }
-    let clients = async {
-        tokio::join!(
-            publish(&redis, total, maxlen),
-            stay(&relays[0], total),
-            stay(&relays[1], total),
-            come_and_go(&relays, total, 3),
-            come_and_go(&relays, total, 4),
-        )
+    let published = async {
+        tokio::select! {
+            () = publish(&redis, total, maxlen) => {}
+            () = disturb(&proxy) => unreachable!("it goes on for ever"),
+        }
+        proxy.delay(Duration::ZERO);
+        proxy.restore();
     };
-    let ((), a, b, c, d) = tokio::select! {
-        done = clients => done,
-        () = disturb(&proxy) => unreachable!("it goes on for ever"),
-    };
+    let ((), a, b, c, d) = tokio::join!(
+        published,
+        stay(&relays[0], total),
+        stay(&relays[1], total),
+        come_and_go(&relays, total, 3),
+        come_and_go(&relays, total, 4),
+    );
     a + b + c + d
 }
 

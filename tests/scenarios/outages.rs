@@ -204,6 +204,31 @@ async fn s20_cut_by_the_network() {
 }
 
 #[tokio::test]
+async fn s20_cut_while_entries_gather() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let config = Config::through(&proxy).with("[redis]\nhold = \"3s\"");
+    let relay = Relay::start(&config).await;
+    let mut client = relay.open(JOB).await;
+    let mut other = relay.open("/ws/jobs/43").await;
+    client.expect_live().await;
+    other.expect_live().await;
+    redis.fill(KEY, 1, 1, 10).await;
+    client.expect_events(1, 1).await;
+    // This one is held back, which is so as soon as the other stream's has come.
+    redis.fill(KEY, 2, 2, 10).await;
+    redis.fill("job:43:updates", 1, 1, 10).await;
+    other.expect_events(1, 1).await;
+
+    proxy.cut();
+    proxy.restore();
+    client.ignore("status");
+    client.expect_events(2, 2).await;
+    redis.fill(KEY, 3, 3, 10).await;
+    client.expect_events(3, 3).await;
+}
+
+#[tokio::test]
 async fn s20_the_processor_rests_while_redis_is_away() {
     let redis = Redis::start().await;
     let proxy = Proxy::start(redis.address()).await;

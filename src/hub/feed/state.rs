@@ -32,7 +32,8 @@ pub(super) struct State {
     /// Entries published in the life of this feed.
     pub(super) published: u64,
     pub(super) published_at: Option<Instant>,
-    pub(super) mean_size: usize,
+    /// About the bytes of an entry, once there was one.
+    pub(super) mean_size: Option<usize>,
     /// Reads of the reader: how many were sent, and the number of the last that was answered.
     pub(super) reads_sent: u64,
     pub(super) read_answered: u64,
@@ -83,10 +84,15 @@ impl State {
         self.added = self.added.map(|added| added + entries.len() as u64);
         self.published += entries.len() as u64;
         self.published_at = Some(Instant::now());
-        self.mean_size = (self.mean_size * 3 + chunk.size() / entries.len()) / 4;
+        self.learn_size(&chunk);
         self.ring_entries += entries.len();
         self.ring_bytes += chunk.size();
         self.ring.push_back(chunk);
+    }
+
+    pub(super) fn learn_size(&mut self, chunk: &Chunk) {
+        let size = chunk.size() / chunk.entries().len();
+        self.mean_size = Some(self.mean_size.map_or(size, |mean| (mean * 3 + size) / 4));
     }
 
     /// The last pull always stays: a thousand sessions on one hot stream must not fall to Redis

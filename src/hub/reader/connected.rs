@@ -101,7 +101,10 @@ impl<'a> Connected<'a> {
 
     async fn serve(&mut self) -> Result<Infallible, Down> {
         self.shared.read_all_anew();
+        // A server that is still loading its data answers HELLO, and nothing else.
+        self.connection.ping().await?;
         self.arm().await?;
+        self.reader.note_up();
         let ended = self.ended.clone();
         loop {
             self.pull_due().await?;
@@ -159,6 +162,7 @@ impl<'a> Connected<'a> {
         loop {
             let mut due = self.held.take_due();
             due.extend(self.held.split(self.shared.dirty.take(TRAIN_KEYS), hold));
+            due.retain(|feed| !feed.is_retired());
             if due.is_empty() {
                 return Ok(());
             }
@@ -237,11 +241,11 @@ impl Connected<'_> {
         if feed.idle_since().is_none() {
             return false;
         }
-        feeds.known.remove(&feed.key);
+        feeds.remove(feed);
         drop(feeds);
         self.shared
             .ring_bytes
-            .fetch_add(feed.shrink(), Ordering::AcqRel);
+            .fetch_add(feed.retire(), Ordering::AcqRel);
         true
     }
 

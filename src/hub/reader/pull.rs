@@ -138,10 +138,10 @@ impl Connected<'_> {
         warn!(stream.key = %feed.key, %reason, "stream can't be read, its clients are closed");
         {
             let mut feeds = self.shared.feeds();
-            feeds.known.remove(&feed.key);
+            feeds.remove(feed);
             feeds.refuse(&feed.key, reason.clone());
         }
-        let grown = feed.shrink();
+        let grown = feed.retire();
         self.shared.ring_bytes.fetch_add(grown, Ordering::AcqRel);
         feed.read_failed(reason);
     }
