@@ -329,7 +329,7 @@ mod tests {
         };
         let seen = Known {
             was_missing: true,
-            ..known(EntryId::ZERO)
+            ..Known::at(EntryId::ZERO)
         };
         let verdict = judge(&seen, answer(&[1, 2], Some(uncounted)), 10);
         assert_eq!(verdict, Verdict::Continuous(entries(&[1, 2])));
