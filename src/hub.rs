@@ -85,7 +85,7 @@ impl AttachError {
 /// What the clients of a key that can't be read are told.
 pub const STREAM_UNREADABLE: Refusal = Refusal::new(Outcome::Internal, "stream_unreadable");
 
-type Resolution = SharedFuture<BoxFuture<'static, Result<Arc<Feed>, AttachError>>>;
+type Resolution = SharedFuture<BoxFuture<'static, Result<(), AttachError>>>;
 
 struct Shared {
     config: Arc<Config>,
@@ -94,6 +94,7 @@ struct Shared {
     backlog: Backlog,
     feeds: Mutex<Feeds>,
     dirty: Dirty,
+    tasks: Tasks,
     health: Mutex<Health>,
     /// Rung after each train of reads.
     train_done: Arc<Bell>,
@@ -145,6 +146,7 @@ impl Hub {
             backlog,
             feeds: Mutex::default(),
             dirty: Dirty::default(),
+            tasks: tasks.clone(),
             health: Mutex::new(Health {
                 reader_alive: true,
                 was_up: false,
@@ -182,16 +184,34 @@ impl Hub {
                 }
                 let resolving = feeds.resolving.entry(key.clone());
                 resolving
-                    .or_insert_with(|| resolve(self.shared.clone(), key.clone()).boxed().shared())
+                    .or_insert_with(|| self.resolve(key.clone()))
                     .clone()
             };
-            let resolved = resolution.await;
-            self.shared.feeds().resolving.remove(key);
-            let feed = resolved?;
-            if self.shared.feeds().known.contains_key(key) {
-                return Ok(feed.enter());
-            }
+            // Then it is known, and maybe gone again: it is looked for anew.
+            resolution.await?;
         }
+    }
+
+    /// Asks in a task of its own: whoever asked may leave, and others wait for the same answer.
+    fn resolve(&self, key: StreamKey) -> Resolution {
+        let shared = self.shared.clone();
+        let resolving = async move {
+            let resolved = resolve(&shared, &key).await;
+            let mut feeds = shared.feeds();
+            feeds.resolving.remove(&key);
+            let feed = resolved?;
+            feeds.known.insert(key, feed.clone());
+            feeds.new.push(feed.clone());
+            drop(feeds);
+            // Reading the key arms the push for it.
+            shared.dirty.mark(&feed, Mark::Asked);
+            Ok(())
+        };
+        let task = self.shared.tasks.spawn("attach", resolving);
+        let ended = task.map(|ended| {
+            ended.unwrap_or_else(|error| Err(AttachError::Unavailable(error.to_string())))
+        });
+        ended.boxed().shared()
     }
 
     /// Asks the reader to read this feed soon.
@@ -253,14 +273,14 @@ impl Hub {
 }
 
 /// Asks for a stream's tail and makes its feed.
-async fn resolve(shared: Arc<Shared>, key: StreamKey) -> Result<Arc<Feed>, AttachError> {
+async fn resolve(shared: &Shared, key: &StreamKey) -> Result<Arc<Feed>, AttachError> {
     // The number is read first: a key that was seen missing before a reconnect says nothing after it.
     let connection = shared.connection.load(Ordering::Acquire);
-    let info = match shared.store.stream_info(&key).await {
+    let info = match shared.store.stream_info(key).await {
         Ok(info) => info,
         Err(StoreError::Unavailable(reason)) => return Err(AttachError::Unavailable(reason)),
         Err(StoreError::Unreadable(reason)) => {
-            shared.feeds().refuse(&key, reason.clone());
+            shared.feeds().refuse(key, reason.clone());
             return Err(reason.into());
         }
     };
@@ -268,15 +288,8 @@ async fn resolve(shared: Arc<Shared>, key: StreamKey) -> Result<Arc<Feed>, Attac
         entries: shared.config.redis.ring_entries,
         bytes: shared.config.redis.ring_bytes,
     };
-    let feed = Arc::new(Feed::new(key.clone(), info.as_ref(), connection, bounds));
-    {
-        let mut feeds = shared.feeds();
-        feeds.known.insert(key, feed.clone());
-        feeds.new.push(feed.clone());
-    }
-    // Reading the key arms the push for it.
-    shared.dirty.mark(&feed, Mark::Asked);
-    Ok(feed)
+    let feed = Feed::new(key.clone(), info.as_ref(), connection, bounds);
+    Ok(Arc::new(feed))
 }
 
 /// What has to happen now and then, whether Redis answers or not.
@@ -306,6 +319,17 @@ impl Feeds {
         (since.elapsed() < REFUSED_FOR).then(|| reason.clone())
     }
 
+    /// Forgets a feed, unless another has taken its place.
+    fn remove(&mut self, feed: &Arc<Feed>) {
+        if self
+            .known
+            .get(&feed.key)
+            .is_some_and(|known| Arc::ptr_eq(known, feed))
+        {
+            self.known.remove(&feed.key);
+        }
+    }
+
     fn refuse(&mut self, key: &StreamKey, reason: Unreadable) {
         self.refused.insert(key.clone(), (reason, Instant::now()));
     }
@@ -326,6 +350,12 @@ impl Shared {
 
     fn all_feeds(&self) -> Vec<Arc<Feed>> {
         self.feeds().known.values().cloned().collect()
+    }
+
+    /// Lets every feed wait to be read, also those that are marked and in no queue: the end of a
+    /// connection may have come between a feed's leaving the queue and its read.
+    fn read_all_anew(&self) {
+        self.dirty.add_all(&self.all_feeds());
     }
 
     fn mark_all(&self) {

@@ -3,6 +3,7 @@
 //! The order is what makes the cut exact: the feeds are attached before the API is asked, so an
 //! entry that is added meanwhile comes after the position, never between.
 
+mod answer;
 mod origin;
 mod request;
 
@@ -11,15 +12,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
+use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{
-    CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
-};
+use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_tungstenite::HyperWebsocket;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
@@ -36,6 +32,7 @@ use crate::snapshot::{Callback, SnapshotError};
 use crate::stream::{Cursor, EntryId};
 use crate::tasks::Tasks;
 use crate::websocket::{self, Socket};
+use answer::{Answer, not_an_upgrade, status_answer};
 use request::Asked;
 
 /// Answers every request on the clients' port. Sessions run as tasks of their own.
@@ -54,8 +51,6 @@ pub struct Router {
 #[derive(Debug, thiserror::Error)]
 #[error("refused by dropping the connection")]
 pub struct Aborted;
-
-type Answer = Response<Full<Bytes>>;
 
 const DRAINING: Refusal = Refusal::retry(Outcome::Overloaded, "draining", Duration::from_secs(1));
 const NO_ROUTE: Refusal = Refusal::new(Outcome::NotFound, "no_route");
@@ -123,14 +118,24 @@ impl Router {
             self.count("", DRAINING.reason);
             return Ok(status_answer(&DRAINING));
         }
-        let Some((route, params)) = self.find(request.uri().path()) else {
-            self.count("", NO_ROUTE.reason);
-            return Ok(status_answer(&NO_ROUTE));
-        };
+        let found = self.find(request.uri().path());
+        let name = found.as_ref().map_or("", |(route, _)| route.name());
         if let Some(answer) = not_an_upgrade(&request) {
-            self.count(route.name(), "no_upgrade");
-            return Ok(answer);
+            self.count(name, "no_upgrade");
+            let is_known = found.is_some();
+            return Ok(if is_known {
+                answer
+            } else {
+                status_answer(&NO_ROUTE)
+            });
         }
+        let Some((route, params)) = found else {
+            self.count("", NO_ROUTE.reason);
+            let (parts, body) = request.into_parts();
+            let asked = Asked::new(&parts, BTreeMap::new());
+            let mut request = Request::from_parts(parts, body);
+            return self.refuse(&mut request, &asked, NO_ROUTE, held);
+        };
         let (parts, body) = request.into_parts();
         let asked = Asked::new(&parts, params);
         let admitted = tokio::select! {
@@ -383,51 +388,4 @@ impl Router {
         }
         Ok((answer, upgrade))
     }
-}
-
-/// The answer to a request on a route's path that is no WebSocket handshake (RFC 6455 section 4.2).
-fn not_an_upgrade(request: &Request<Incoming>) -> Option<Answer> {
-    if request.method() != Method::GET {
-        let mut answer = error_answer(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
-        answer
-            .headers_mut()
-            .insert(hyper::header::ALLOW, HeaderValue::from_static("GET"));
-        return Some(answer);
-    }
-    let version = request.headers().get(SEC_WEBSOCKET_VERSION);
-    if !hyper_tungstenite::is_upgrade_request(request)
-        || version.is_none_or(|version| version != "13")
-    {
-        let mut answer = error_answer(StatusCode::UPGRADE_REQUIRED, "upgrade_required");
-        let headers = answer.headers_mut();
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        return Some(answer);
-    }
-    (!request::has_valid_key(request.headers()))
-        .then(|| status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake")))
-}
-
-fn status_answer(refusal: &Refusal) -> Answer {
-    let mut answer = error_answer(refusal.outcome.status(), refusal.reason);
-    let headers = answer.headers_mut();
-    if refusal.outcome == Outcome::Unauthenticated {
-        // RFC 6750 section 3: a 401 says how to authenticate.
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
-    if let Some(after) = refusal.retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
-    }
-    answer
-}
-
-fn error_answer(status: StatusCode, reason: &str) -> Answer {
-    let body = format!(r#"{{"error":"{reason}"}}"#);
-    let mut answer = Response::new(Full::from(body));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // Whoever neither upgrades nor goes would keep a place.
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    answer
 }

@@ -11,8 +11,10 @@ mod begin;
 pub mod ending;
 mod output;
 mod presence;
+mod rate;
 mod resync;
 mod route;
+mod streaming;
 mod timers;
 
 use std::collections::VecDeque;
@@ -25,16 +27,16 @@ use hyper::body::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::hub::STREAM_UNREADABLE;
-use crate::hub::backlog::{Page, Proof};
-use crate::hub::chunk::Slice;
-use crate::hub::feed::{After, Basis, Epoch, Position, Watch, now_ms};
+use crate::hub::backlog::Page;
+use crate::hub::feed::{Epoch, Position, Watch};
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::{ClientMessage, ControlFrame, LossReason, State};
+use crate::protocol::{ClientMessage, ControlFrame, State};
 use crate::snapshot::{Callback, Snapshot};
 use crate::store::StoreError;
 use crate::stream::{Cursor, EntryId, StreamKeys};
 use ending::Ending;
+use rate::MessageRate;
+use streaming::Tracked;
 use timers::{Due, Timers};
 
 pub use output::{Batch, Close, How, Output};
@@ -95,22 +97,6 @@ pub struct Session {
     _presence: Presence,
 }
 
-/// What a session knows of one of its streams.
-struct Tracked {
-    watch: Watch,
-    position: Position,
-    /// The position noted at this attach: the session is live once it has passed it.
-    target: EntryId,
-    /// Entries that the feed had published when it was last asked.
-    published: u64,
-    /// The same, when the session was last caught up.
-    caught_up_at: u64,
-    /// The backlog said that nothing follows, and the feed has not changed since the question.
-    nothing_follows: bool,
-    /// The feed has changed since the backlog was asked.
-    changed: bool,
-}
-
 enum Stage {
     /// It is being found out where to begin; then this is the first frame.
     Preparing(First),
@@ -127,9 +113,11 @@ enum First {
 
 /// What a session can have waited for.
 enum Done {
-    Prepared(Vec<Position>),
+    Prepared(Result<Vec<Position>, Refusal>),
     Page {
         stream: usize,
+        /// The position asked for.
+        asked: Position,
         epoch: Epoch,
         answer: Result<Page, StoreError>,
     },
@@ -195,6 +183,7 @@ impl Session {
             self.poll_timers(cx);
             self.poll_ending(cx);
             if let Some(output) = self.outbox.pop_front() {
+                // Pongs come last: with the outbox empty there is none any more.
                 self.owes_pong &= !self.outbox.is_empty();
                 self.closed = matches!(output, Output::Close(_));
                 return Poll::Ready(output);
@@ -218,6 +207,14 @@ impl Session {
         }
         ready!(self.timers.poll_expired(cx));
         Poll::Ready(Close::reset(TOKEN_EXPIRED))
+    }
+
+    /// The transport is stuck: a page that was asked for would only take up room meanwhile. The
+    /// position is where it was, so it is asked for again.
+    pub fn note_stuck(&mut self) {
+        if matches!(self.stage, Stage::Streaming) {
+            self.work = None;
+        }
     }
 
     /// Notes that bytes went one way or the other: the peer is alive.
@@ -333,12 +330,14 @@ impl Session {
 
     fn finish(&mut self, done: Done) {
         match done {
-            Done::Prepared(positions) => self.start_streaming(&positions),
+            Done::Prepared(Ok(positions)) => self.start_streaming(&positions),
+            Done::Prepared(Err(refusal)) => self.close(refusal),
             Done::Page {
                 stream,
+                asked,
                 epoch,
                 answer,
-            } => self.take_page(stream, epoch, answer),
+            } => self.take_page(stream, asked, epoch, answer),
             Done::Resynced(Ok(fresh)) => self.start_anew(fresh),
             Done::Resynced(Err(refusal)) => self.close(refusal),
             Done::Rested => {}
@@ -349,7 +348,7 @@ impl Session {
     fn tell_status(&mut self) -> bool {
         let mut feeds = self.streams.iter().map(|stream| &stream.watch.feed);
         let degraded = feeds.any(|feed| feed.is_degraded());
-        if degraded == self.told_degraded || matches!(self.stage, Stage::Preparing(_)) {
+        if degraded == self.told_degraded {
             return false;
         }
         self.told_degraded = degraded;
@@ -366,250 +365,3 @@ impl Session {
 
 /// When a client is to come back after a goaway: spread, so that they don't all come at once.
 const RETRY_AFTER_MS: std::ops::Range<u64> = 500..3_000;
-
-/// Streaming.
-impl Session {
-    /// Asks the streams in turn what follows, until one has a batch. Whether anything came of it.
-    fn advance(&mut self) -> bool {
-        if !matches!(self.stage, Stage::Streaming) {
-            return false;
-        }
-        for step in 0..self.streams.len() {
-            let index = (self.turn + step) % self.streams.len();
-            if self.advance_stream(index) {
-                self.turn = (index + 1) % self.streams.len();
-                return true;
-            }
-        }
-        // Asking may have proven the last position that was missing.
-        self.tell_live()
-    }
-
-    fn advance_stream(&mut self, index: usize) -> bool {
-        let stream = &mut self.streams[index];
-        match stream.watch.feed.after(stream.position) {
-            After::Unreadable(_) => {
-                self.close(STREAM_UNREADABLE);
-                true
-            }
-            After::CaughtUp { epoch, published } => {
-                stream.position.basis = Basis::Proven(epoch);
-                (stream.published, stream.caught_up_at) = (published, published);
-                false
-            }
-            After::Entries {
-                slices,
-                epoch,
-                published,
-            } => {
-                stream.published = published;
-                if !self.lags_too_much(index) {
-                    self.send(index, &slices, epoch);
-                }
-                true
-            }
-            After::Behind { epoch, published } => {
-                stream.published = published;
-                if self.work.is_some() || stream.nothing_follows {
-                    return false;
-                }
-                if !self.lags_too_much(index) {
-                    self.ask_backlog(index, epoch);
-                }
-                true
-            }
-        }
-    }
-
-    /// Puts a batch into the outbox and moves the position behind it.
-    fn send(&mut self, index: usize, slices: &[Slice], epoch: Epoch) {
-        let Some(last) = slices.last().map(Slice::last) else {
-            return;
-        };
-        if self.live {
-            self.note_latency(slices);
-        }
-        let batch = self.batch(index, slices);
-        self.streams[index].position = Position {
-            id: last,
-            basis: Basis::Proven(epoch),
-        };
-        if batch.count > 0 {
-            self.outbox.push_back(Output::Messages(batch));
-        }
-    }
-
-    fn batch(&self, index: usize, slices: &[Slice]) -> Batch {
-        let format = self.route.format();
-        let encoder = self.route.encoder();
-        if !encoder.needs_cursor() {
-            let count = slices.iter().map(|slice| slice.message_count(format)).sum();
-            return Batch::new(
-                slices.iter().map(|slice| slice.messages(format)).collect(),
-                count,
-            );
-        }
-        let mut ids: Vec<EntryId> = self
-            .streams
-            .iter()
-            .map(|stream| stream.position.id)
-            .collect();
-        let mut messages = Vec::new();
-        let mut count = 0;
-        for (id, piece) in slices.iter().flat_map(|slice| slice.pieces(format)) {
-            ids[index] = id;
-            if !piece.is_empty() {
-                let cursor = Cursor::display(ids.iter().copied(), &self.keys);
-                encoder.push_with_cursor(&mut messages, &cursor, piece);
-                count += 1;
-            }
-        }
-        Batch::new(vec![messages.into()], count)
-    }
-
-    /// Of the batch's oldest entry, the one that has waited longest.
-    fn note_latency(&self, slices: &[Slice]) {
-        const PLAUSIBLE_MS: u64 = 3_600_000;
-        let Some(oldest) = slices.first().and_then(|slice| slice.entries().first()) else {
-            return;
-        };
-        let now = now_ms();
-        if now.abs_diff(oldest.id.ms) <= PLAUSIBLE_MS {
-            self.route
-                .meters()
-                .note_latency(now.saturating_sub(oldest.id.ms));
-        }
-    }
-
-    /// Applies the route's bound on lag. Whether the session is past it.
-    fn lags_too_much(&mut self, index: usize) -> bool {
-        if !self.live {
-            return false;
-        }
-        let stream = &self.streams[index];
-        let lag = stream.published.saturating_sub(stream.caught_up_at);
-        self.route.meters().note_lag(lag);
-        let slow = self.route.slow();
-        if slow.max_lag.is_none_or(|most| lag <= most) {
-            return false;
-        }
-        match slow.then {
-            crate::config::WhenLagging::Close => {
-                self.close(Refusal::new(Outcome::TooSlow, "too_slow"))
-            }
-            crate::config::WhenLagging::Resync => self.lose(index, LossReason::Lagged),
-        }
-        true
-    }
-
-    fn ask_backlog(&mut self, index: usize, epoch: Epoch) {
-        let stream = &mut self.streams[index];
-        stream.changed = false;
-        let proof = match stream.position.basis {
-            Basis::Start => Proof::NotNeeded,
-            Basis::Proven(_) | Basis::Unproven => Proof::Needed,
-        };
-        let backlog = self.route.hub().backlog().clone();
-        let (feed, position) = (stream.watch.feed.clone(), stream.position.id);
-        self.work = Some(Box::pin(async move {
-            Done::Page {
-                stream: index,
-                epoch,
-                answer: backlog.page(feed, position, proof).await,
-            }
-        }));
-    }
-
-    fn take_page(&mut self, index: usize, epoch: Epoch, answer: Result<Page, StoreError>) {
-        let stream = &mut self.streams[index];
-        match answer {
-            Ok(Page::Entries(page)) => {
-                let slices: Vec<Slice> = page.slice(stream.position.id).into_iter().collect();
-                self.send(index, &slices, epoch);
-            }
-            Ok(Page::Nothing { at }) => {
-                stream.position = Position {
-                    id: at,
-                    basis: Basis::Proven(epoch),
-                };
-                // The feed may know less than Redis: then it is waited for, not asked again.
-                stream.nothing_follows = !stream.changed;
-                self.route.hub().refresh(&stream.watch.feed);
-            }
-            Ok(Page::Lost(reason)) => {
-                self.route.hub().refresh(&stream.watch.feed);
-                self.lose(index, reason);
-            }
-            Err(StoreError::Unreadable(_)) => self.close(STREAM_UNREADABLE),
-            Err(StoreError::Unavailable(reason)) => {
-                debug!(route = self.route.name(), %reason, "backlog can't be read, trying again");
-                self.work = Some(Box::pin(begin::rest()));
-            }
-        }
-    }
-
-    /// Says that the session is live, once every stream has reached its position of the attach.
-    fn tell_live(&mut self) -> bool {
-        let is_streaming = matches!(self.stage, Stage::Streaming);
-        if self.live || !is_streaming || !self.streams.iter().all(Tracked::has_reached_target) {
-            return false;
-        }
-        self.live = true;
-        self.resyncs.in_a_row = 0;
-        for stream in &mut self.streams {
-            // Replaying is not lagging: lag counts from here on.
-            stream.caught_up_at = stream.published;
-        }
-        let cursor = self.cursor();
-        self.tell(&ControlFrame::Live { cursor: &cursor });
-        true
-    }
-}
-
-impl Tracked {
-    fn new(watch: Watch) -> Self {
-        let target = watch.feed.tail();
-        Self {
-            watch,
-            position: Position {
-                id: target,
-                basis: Basis::Unproven,
-            },
-            target,
-            published: 0,
-            caught_up_at: 0,
-            nothing_follows: false,
-            changed: false,
-        }
-    }
-
-    fn has_reached_target(&self) -> bool {
-        self.position.id >= self.target && matches!(self.position.basis, Basis::Proven(_))
-    }
-}
-
-/// How many messages a client may send: so many in each second.
-struct MessageRate {
-    most: u32,
-    second: Instant,
-    count: u32,
-}
-
-impl MessageRate {
-    fn new(most: u32) -> Self {
-        Self {
-            most,
-            second: Instant::now(),
-            count: 0,
-        }
-    }
-
-    fn allows(&mut self) -> bool {
-        let now = Instant::now();
-        if now - self.second >= std::time::Duration::from_secs(1) {
-            (self.second, self.count) = (now, 0);
-        }
-        self.count += 1;
-        self.count <= self.most
-    }
-}

@@ -242,7 +242,8 @@ impl Store {
 /// The address and credentials of the config, with TCP settings that notice a dead peer.
 fn connection_info(config: &Redis) -> Result<ConnectionInfo, RedisError> {
     let info = config.url.expose().into_connection_info()?;
-    let mut settings = info.redis_settings().clone();
+    // Redis 7.0 knows no ACL rule for CLIENT SETINFO.
+    let mut settings = info.redis_settings().clone().set_skip_set_lib_name();
     if !config.username.is_empty() {
         settings = settings.set_username(&config.username);
     }

@@ -139,9 +139,12 @@ impl Connection {
         let sent = self.socket.poll_send(cx);
         let taken = self.socket.take_sent_bytes();
         if taken > 0 {
-            self.session.note_life();
             self.session.route().meters().note_bytes(taken);
-            self.stuck = None;
+            // The kernel takes what it has room for. Only room that the peer has made by reading
+            // is a sign of its life.
+            if self.stuck.take().is_some() {
+                self.session.note_life();
+            }
         }
         match sent {
             Poll::Ready(Ok(())) => {
@@ -157,6 +160,7 @@ impl Connection {
         if let Poll::Ready(close) = self.session.poll_cut(cx) {
             return Poll::Ready(Err(End::Closing(close)));
         }
+        self.session.note_stuck();
         let write_timeout = self.session.route().write_timeout();
         let stuck = self
             .stuck

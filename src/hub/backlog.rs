@@ -162,7 +162,8 @@ impl Backlog {
             proof,
         };
         let answer = self.shared.page(&question, &feed).await;
-        if answer.is_err() || self.shared.is_cramped() {
+        let is_worth_keeping = matches!(answer, Ok(Page::Entries(_) | Page::Lost(_)));
+        if !is_worth_keeping || self.shared.is_cramped() {
             self.shared.lock().remove(&question);
         }
         self.shared.keep_few();
@@ -240,7 +241,7 @@ impl Inner {
     fn page(self: &Arc<Self>, question: &Question, feed: &Arc<Feed>) -> SharedPage {
         let mut pages = self.lock();
         let kept = pages.entry(question.clone()).or_insert_with(|| Kept {
-            page: self.read(question.clone(), feed.mean_size()),
+            page: self.read(question.clone(), feed.clone()),
             used_at: Instant::now(),
         });
         kept.used_at = Instant::now();
@@ -248,8 +249,8 @@ impl Inner {
     }
 
     /// Reads in a task of its own: whoever asked may leave, and others wait for the same page.
-    fn read(self: &Arc<Self>, question: Question, mean_size: usize) -> SharedPage {
-        let reading = read_page(self.clone(), question, mean_size);
+    fn read(self: &Arc<Self>, question: Question, feed: Arc<Feed>) -> SharedPage {
+        let reading = read_page(self.clone(), question, feed);
         let reading = self.tasks.spawn("backlog page", reading);
         let page = reading.map(|ended| {
             ended.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
@@ -291,16 +292,19 @@ impl Inner {
 async fn read_page(
     backlog: Arc<Inner>,
     question: Question,
-    mean_size: usize,
+    feed: Arc<Feed>,
 ) -> Result<Page, StoreError> {
     let permit = backlog.room().await;
-    let count = page_entries(mean_size);
+    let count = page_entries(feed.mean_size());
     let (entries, info) = match ask(&backlog, &question, count).await? {
         Asked::Continuous(entries, info) => (entries, info),
         Asked::Lost(reason) => return Ok(Page::Lost(reason)),
     };
     Ok(match Chunk::new(&question.key, entries, &backlog.formats) {
-        Some(chunk) => Page::Entries(Arc::new(backlog.hold(chunk, permit))),
+        Some(chunk) => {
+            feed.learn_size(&chunk);
+            Page::Entries(Arc::new(backlog.hold(chunk, permit)))
+        }
         None => Page::Nothing {
             at: end(&question, info),
         },
@@ -388,11 +392,17 @@ fn without_proof(position: EntryId, mut answer: Answer) -> Verdict {
 
 impl Inner {
     /// Counts a page against its permit. The permit was for a whole page: what is too much of it
-    /// goes back at once.
+    /// goes back at once, and what is missing is taken if it is there.
     fn hold(&self, chunk: Chunk, mut permit: OwnedSemaphorePermit) -> PageChunk {
         let size = chunk.size();
-        if let Some(spare) = PAGE_BYTES.checked_sub(size) {
-            drop(permit.split(spare));
+        match PAGE_BYTES.checked_sub(size) {
+            Some(spare) => drop(permit.split(spare)),
+            None => {
+                let missing = u32::try_from(size - PAGE_BYTES).unwrap_or(u32::MAX);
+                if let Ok(more) = self.room.clone().try_acquire_many_owned(missing) {
+                    permit.merge(more);
+                }
+            }
         }
         self.bytes.increment(to_f64(size));
         PageChunk {

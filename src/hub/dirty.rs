@@ -1,6 +1,6 @@
 //! Which feeds are to be read: those that Redis says have changed, and those whose turn it is.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,6 +23,19 @@ impl Dirty {
             self.lock().push_back(feed.clone());
             self.added.notify_one();
         }
+    }
+
+    /// Makes sure that these feeds wait, whatever their marks say.
+    pub(super) fn add_all(&self, feeds: &[Arc<Feed>]) {
+        let mut queue = self.lock();
+        let queued: HashSet<*const Feed> = queue.iter().map(Arc::as_ptr).collect();
+        for feed in feeds {
+            feed.mark(Mark::Asked);
+            if !queued.contains(&Arc::as_ptr(feed)) {
+                queue.push_back(feed.clone());
+            }
+        }
+        self.added.notify_one();
     }
 
     /// Takes feeds out, the longest waiting first; their marks stay until they are read.

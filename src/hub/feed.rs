@@ -4,6 +4,9 @@
 //! the feed itself has lost continuity it takes a new epoch and an empty ring: every session
 //! then finds itself behind, and asks Redis with its own position.
 
+mod state;
+mod watch;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use super::chunk::{Chunk, Slice};
-use super::continuity::{Digest, Known};
+use super::continuity::Known;
 use crate::store::{StreamInfo, Unreadable};
 use crate::stream::{EntryId, StreamKey};
-use crate::wake::{Bell, Listener};
+use crate::wake::Bell;
+use state::State;
+
+pub use watch::Watch;
 
 /// Counts the feed's own losses of continuity.
 pub type Epoch = u64;
@@ -68,9 +74,8 @@ pub enum After {
     Unreadable(Unreadable),
 }
 
-/// A batch ends with the chunk that reaches one of these.
-const BATCH_BYTES: usize = 64 * 1024;
-const BATCH_CHUNKS: usize = 64;
+/// What an entry is taken to be before one was seen: large, so that a first read stays small.
+const UNKNOWN_SIZE: usize = 16 * 1024;
 
 /// Bounds of a ring, of which it keeps at least the last pull.
 #[derive(Debug, Clone, Copy)]
@@ -93,35 +98,7 @@ pub struct Feed {
     /// Whether the reader has been asked to read, and by whom.
     mark: AtomicU8,
     watchers: AtomicUsize,
-}
-
-struct State {
-    epoch: Epoch,
-    ring: VecDeque<Arc<Chunk>>,
-    ring_entries: usize,
-    ring_bytes: usize,
-    /// The id before the ring's first entry: positions from here on are served from the ring.
-    base: EntryId,
-    /// The id up to which the stream was read.
-    tail: EntryId,
-    tail_digest: Option<Digest>,
-    /// `entries-added` of the stream at the tail.
-    added: Option<u64>,
-    /// The connection on which the key was seen missing.
-    missing_on: Option<u64>,
-    /// Entries published in the life of this feed.
-    published: u64,
-    published_at: Option<Instant>,
-    mean_size: usize,
-    /// Reads of the reader: how many were sent, and the number of the last that was answered.
-    reads_sent: u64,
-    read_answered: u64,
-    /// Milliseconds since the Unix epoch when Redis last confirmed the tail.
-    as_of: u64,
-    proven_by_info: bool,
-    unreadable: Option<Unreadable>,
-    asked_at: Instant,
-    idle_since: Option<Instant>,
+    is_retired: AtomicBool,
 }
 
 /// What the reader needs to know to read on.
@@ -156,7 +133,7 @@ impl Feed {
             missing_on: info.is_none().then_some(connection),
             published: 0,
             published_at: None,
-            mean_size: 512,
+            mean_size: None,
             reads_sent: 0,
             read_answered: 0,
             as_of: now_ms(),
@@ -173,6 +150,7 @@ impl Feed {
             degraded: AtomicBool::new(false),
             mark: AtomicU8::new(0),
             watchers: AtomicUsize::new(0),
+            is_retired: AtomicBool::new(false),
         }
     }
 
@@ -252,7 +230,12 @@ impl Feed {
 
     /// About how many bytes an entry takes.
     pub fn mean_size(&self) -> usize {
-        self.lock().mean_size
+        self.lock().mean_size.unwrap_or(UNKNOWN_SIZE)
+    }
+
+    /// Takes the size of entries from a page: a feed without live entries knows no other.
+    pub(super) fn learn_size(&self, chunk: &Chunk) {
+        self.lock().learn_size(chunk);
     }
 
     /// When a session last asked, and what the ring takes.
@@ -291,7 +274,7 @@ impl Feed {
                 added: state.added,
                 was_missing: state.missing_on == Some(connection),
             },
-            mean_size: state.mean_size,
+            mean_size: state.mean_size.unwrap_or(UNKNOWN_SIZE),
             with_info: state.proven_by_info,
         }
     }
@@ -342,7 +325,6 @@ impl Feed {
         state.empty_ring();
         let grown = difference(before, state.ring_bytes);
         drop(state);
-        self.degraded.store(false, Ordering::Release);
         self.bell.ring();
         grown
     }
@@ -363,6 +345,17 @@ impl Feed {
     /// When the last entries were published.
     pub(super) fn published_at(&self) -> Option<Instant> {
         self.lock().published_at
+    }
+
+    /// Nobody watches it any more, or nobody may: it is not read again. As with
+    /// [`shrink`](Self::shrink).
+    pub(super) fn retire(&self) -> isize {
+        self.is_retired.store(true, Ordering::Release);
+        self.shrink()
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
     }
 
     /// Gives the ring's memory back. Returns by how much the ring has grown: not at all.
@@ -398,117 +391,6 @@ impl Feed {
             1 => Mark::Asked,
             _ => Mark::Changed,
         }
-    }
-}
-
-/// Who watches.
-impl Feed {
-    pub(super) fn enter(self: &Arc<Self>) -> Watch {
-        self.watchers.fetch_add(1, Ordering::AcqRel);
-        Watch {
-            listener: self.bell.listen(),
-            feed: self.clone(),
-        }
-    }
-
-    /// Since when nobody has watched; `None` while somebody does.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
-        if self.watchers.load(Ordering::Acquire) > 0 {
-            return None;
-        }
-        let mut state = self.lock();
-        Some(*state.idle_since.get_or_insert_with(Instant::now))
-    }
-}
-
-/// One session's place at a feed. Dropping it leaves the feed.
-pub struct Watch {
-    /// The feed.
-    pub feed: Arc<Feed>,
-    /// Hears when there is something new to ask for.
-    pub listener: Listener,
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if self.feed.watchers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.feed.lock().idle_since = Some(Instant::now());
-        }
-    }
-}
-
-impl State {
-    /// The ring begins right after `base` and is whole up to `tail`, so these three are all
-    /// positions of which it knows what follows.
-    fn holds(&self, id: EntryId) -> bool {
-        if id == self.base || id == self.tail {
-            return true;
-        }
-        if id < self.base || id > self.tail {
-            return false;
-        }
-        let index = self.ring.partition_point(|chunk| chunk.last() < id);
-        self.ring.get(index).is_some_and(|chunk| chunk.contains(id))
-    }
-
-    fn slices_after(&self, position: EntryId) -> Vec<Slice> {
-        let start = self.ring.partition_point(|chunk| chunk.last() <= position);
-        let mut slices = Vec::new();
-        let mut bytes = 0;
-        for slice in self
-            .ring
-            .range(start..)
-            .filter_map(|chunk| Slice::after(chunk, position))
-        {
-            bytes += slice.size();
-            slices.push(slice);
-            if bytes >= BATCH_BYTES || slices.len() >= BATCH_CHUNKS {
-                break;
-            }
-        }
-        slices
-    }
-
-    fn push(&mut self, chunk: Arc<Chunk>) {
-        let entries = chunk.entries();
-        self.tail = chunk.last();
-        self.tail_digest = entries.last().map(Digest::of);
-        self.added = self.added.map(|added| added + entries.len() as u64);
-        self.published += entries.len() as u64;
-        self.published_at = Some(Instant::now());
-        self.mean_size = (self.mean_size * 3 + chunk.size() / entries.len()) / 4;
-        self.ring_entries += entries.len();
-        self.ring_bytes += chunk.size();
-        self.ring.push_back(chunk);
-    }
-
-    /// The last pull always stays: a thousand sessions on one hot stream must not fall to Redis
-    /// together.
-    fn evict(&mut self, bounds: RingBounds) {
-        while self.ring.len() > 1
-            && (self.ring_entries > bounds.entries || self.ring_bytes > bounds.bytes)
-        {
-            let Some(oldest) = self.ring.pop_front() else {
-                return;
-            };
-            self.ring_entries -= oldest.entries().len();
-            self.ring_bytes -= oldest.size();
-            self.base = oldest.last();
-        }
-    }
-
-    fn empty_ring(&mut self) {
-        // A deque keeps its capacity when it is cleared.
-        self.ring = VecDeque::new();
-        self.ring_entries = 0;
-        self.ring_bytes = 0;
-        self.base = self.tail;
-    }
-
-    /// Redis has confirmed the tail, by the read that was sent last: there is one at a time.
-    fn confirm(&mut self) {
-        self.read_answered = self.reads_sent;
-        self.as_of = now_ms();
     }
 }
 

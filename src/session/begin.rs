@@ -7,8 +7,10 @@ use tokio::time::sleep;
 
 use super::{Done, First, ServedRoute, Session, Stage, Start};
 use crate::config::History;
+use crate::hub::STREAM_UNREADABLE;
 use crate::hub::backlog::{Page, Proof};
 use crate::hub::feed::{Basis, Feed, Position};
+use crate::protocol::outcome::Refusal;
 use crate::protocol::{LossReason, State, snapshot_framed};
 use crate::session::{Batch, Output};
 use crate::store::StoreError;
@@ -98,7 +100,7 @@ pub(super) async fn positions(
     noted: &[EntryId],
     declared: &[Option<String>],
     history: History,
-) -> Vec<Position> {
+) -> Result<Vec<Position>, Refusal> {
     let mut positions = Vec::with_capacity(feeds.len());
     for (index, (feed, noted)) in feeds.iter().zip(noted).enumerate() {
         let declared = match declared.get(index).and_then(Option::as_deref) {
@@ -110,10 +112,10 @@ pub(super) async fn positions(
                 id,
                 basis: Basis::Unproven,
             },
-            None => history_position(route, feed, history, *noted).await,
+            None => history_position(route, feed, history, *noted).await?,
         });
     }
-    positions
+    Ok(positions)
 }
 
 /// The API's own position, if the stream continues there. One that is malformed, ahead of the
@@ -144,33 +146,23 @@ async fn accept_declared(route: &ServedRoute, feed: &Arc<Feed>, text: &str) -> O
     }
 }
 
+/// Where the history begins. While Redis is away the session hears it from the feed.
 async fn history_position(
     route: &ServedRoute,
     feed: &Feed,
     history: History,
     noted: EntryId,
-) -> Position {
+) -> Result<Position, Refusal> {
+    let basis = match history {
+        History::None => Basis::Unproven,
+        History::All | History::Last(_) | History::Since(_) => Basis::Start,
+    };
+    let backlog = route.hub().backlog();
     loop {
-        match route
-            .hub()
-            .backlog()
-            .history_start(feed, history, noted)
-            .await
-        {
-            Ok(id) if history == History::None => {
-                return Position {
-                    id,
-                    basis: Basis::Unproven,
-                };
-            }
-            Ok(id) => {
-                return Position {
-                    id,
-                    basis: Basis::Start,
-                };
-            }
-            // The feed tells the session; here nothing is left but to ask again.
-            Err(StoreError::Unreadable(_) | StoreError::Unavailable(_)) => rest().await,
+        match backlog.history_start(feed, history, noted).await {
+            Ok(id) => return Ok(Position { id, basis }),
+            Err(StoreError::Unreadable(_)) => return Err(STREAM_UNREADABLE),
+            Err(StoreError::Unavailable(_)) => rest().await,
         };
     }
 }

@@ -64,12 +64,27 @@ impl Session {
                     )
                 })
             }
-            _ => Box::pin(async move {
-                Done::Resynced(Ok(
-                    from_the_oldest(&route, &feeds[index], index, delay).await
-                ))
-            }),
+            _ => {
+                let from = self.oldest_kept(index, reason);
+                Box::pin(async move {
+                    let feed = &feeds[index];
+                    Done::Resynced(Ok(without_snapshot(&route, feed, index, from, delay).await))
+                })
+            }
         });
+    }
+
+    /// Where the oldest entry kept is to be looked for, without a snapshot: after what the client
+    /// has, unless ids may have begun anew.
+    fn oldest_kept(&self, index: usize, reason: LossReason) -> Position {
+        let id = match reason {
+            LossReason::Trimmed | LossReason::Lagged => self.streams[index].position.id,
+            LossReason::Deleted | LossReason::RolledBack => EntryId::ZERO,
+        };
+        Position {
+            id,
+            basis: Basis::Start,
+        }
     }
 
     pub(super) fn start_anew(&mut self, fresh: Fresh) {
@@ -123,7 +138,7 @@ async fn with_snapshot(
                     &snapshot.declared,
                     History::None,
                 )
-                .await;
+                .await?;
                 let first = First::Snapshot {
                     reason: reason.as_str(),
                     body: snapshot.body,
@@ -189,20 +204,17 @@ fn without(route: &ServedRoute, error: &SnapshotError) -> Result<Option<Snapshot
 }
 
 /// Without a snapshot only the lost stream starts anew, from the oldest entry kept.
-async fn from_the_oldest(
+async fn without_snapshot(
     route: &ServedRoute,
     feed: &Arc<Feed>,
     index: usize,
+    from: Position,
     delay: Duration,
 ) -> Fresh {
     sleep(delay).await;
     route.hub().refreshed(std::slice::from_ref(feed)).await;
-    let oldest = Position {
-        id: EntryId::ZERO,
-        basis: Basis::Start,
-    };
     Fresh {
         first: First::Nothing,
-        anew: vec![(index, feed.tail(), oldest)],
+        anew: vec![(index, feed.tail(), from)],
     }
 }

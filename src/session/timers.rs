@@ -31,6 +31,8 @@ pub(super) struct Timers {
     expires_at: Option<Instant>,
     max_age_at: Option<Instant>,
     alarm: Pin<Box<Sleep>>,
+    /// The alarm is set for the token's end alone, while nothing else could be done.
+    is_set_aside: bool,
 }
 
 /// How long before its end a client hears that its token expires.
@@ -54,6 +56,7 @@ impl Timers {
             max_age_at: max_age.map(|age| now + age),
             keepalive,
             alarm: Box::pin(sleep_until(now)),
+            is_set_aside: false,
         };
         timers.set_alarm();
         timers
@@ -66,6 +69,9 @@ impl Timers {
 
     /// The next thing whose time has come.
     pub(super) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Due> {
+        if self.is_set_aside {
+            self.set_alarm();
+        }
         loop {
             ready!(self.alarm.as_mut().poll(cx));
             let due = self.take_due(Instant::now());
@@ -83,6 +89,7 @@ impl Timers {
         };
         while Instant::now() < at {
             if self.alarm.deadline() != at {
+                self.is_set_aside = true;
                 self.alarm.as_mut().reset(at);
             }
             ready!(self.alarm.as_mut().poll(cx));
@@ -118,6 +125,7 @@ impl Timers {
     }
 
     fn set_alarm(&mut self) {
+        self.is_set_aside = false;
         let optional = [self.expires_at, self.expiring_at, self.max_age_at];
         let first = optional
             .into_iter()
@@ -180,6 +188,18 @@ mod tests {
         timers.note_life();
         assert_eq!(next(&mut timers).await, (25, Due::Ping));
         assert_eq!(next(&mut timers).await, (20, Due::Expired));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn timers_go_on_after_a_time_of_being_stuck() {
+        let expires_at = Instant::now() + Duration::from_secs(3_600);
+        let mut timers = Timers::new(keepalive(None), Some(expires_at));
+        let stuck = poll_fn(|cx| timers.poll_expired(cx));
+        let end = tokio::time::timeout(Duration::from_secs(30), stuck).await;
+        assert!(end.is_err(), "the token has not ended");
+        assert_eq!(next(&mut timers).await, (0, Due::Ping));
+        timers.note_life();
+        assert_eq!(next(&mut timers).await, (25, Due::Ping));
     }
 
     #[tokio::test(start_paused = true)]

@@ -85,7 +85,7 @@ impl Api {
     /// Asks until there is an answer, a failure that will not pass, or no retry left.
     pub(super) async fn ask(&self, callback: &Callback) -> Result<Answer, SnapshotError> {
         let asked = (|| self.try_once(callback))
-            .retry(self.backoff)
+            .retry(self.backoff.with_jitter_seed(rand::random()))
             .when(|failure| matches!(failure, Failure::Passing(_)))
             .await;
         asked.map_err(|failure| match failure {

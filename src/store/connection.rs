@@ -135,6 +135,16 @@ impl ReaderConnection {
         }
     }
 
+    /// Whether the server serves: while it loads its data it refuses this.
+    ///
+    /// # Errors
+    /// It does not, or not within `command_timeout`.
+    pub async fn ping(&mut self) -> Result<(), StoreError> {
+        let mut ping = Cmd::new();
+        ping.arg("PING");
+        self.ask(&ping, "ping").await.map(|_| ())
+    }
+
     /// Asks for pushes. `Ok(Err(_))` says why Redis does not allow it.
     ///
     /// # Errors

@@ -1,0 +1,62 @@
+//! Answers without an upgrade.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
+    WWW_AUTHENTICATE,
+};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::request::has_valid_key;
+use crate::protocol::outcome::{Outcome, Refusal};
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// The answer to a request on a route's path that is no WebSocket handshake (RFC 6455 section 4.2).
+pub(super) fn not_an_upgrade(request: &Request<Incoming>) -> Option<Answer> {
+    if request.method() != Method::GET {
+        let mut answer = error_answer(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
+        answer
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET"));
+        return Some(answer);
+    }
+    let version = request.headers().get(SEC_WEBSOCKET_VERSION);
+    if !hyper_tungstenite::is_upgrade_request(request)
+        || version.is_none_or(|version| version != "13")
+    {
+        let mut answer = error_answer(StatusCode::UPGRADE_REQUIRED, "upgrade_required");
+        let headers = answer.headers_mut();
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Some(answer);
+    }
+    (!has_valid_key(request.headers()))
+        .then(|| status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake")))
+}
+
+pub(super) fn status_answer(refusal: &Refusal) -> Answer {
+    let mut answer = error_answer(refusal.outcome.status(), refusal.reason);
+    let headers = answer.headers_mut();
+    if refusal.outcome == Outcome::Unauthenticated {
+        // RFC 6750 section 3: a 401 says how to authenticate.
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Some(after) = refusal.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+    }
+    answer
+}
+
+fn error_answer(status: StatusCode, reason: &str) -> Answer {
+    let body = format!(r#"{{"error":"{reason}"}}"#);
+    let mut answer = Response::new(Full::from(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // Whoever neither upgrades nor goes would keep a place.
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}

@@ -1,0 +1,261 @@
+//! Streaming: each stream in turn is asked what follows the session's position.
+
+use tracing::debug;
+
+use super::{Batch, Done, Output, Session, Stage, begin};
+use crate::config::WhenLagging;
+use crate::hub::STREAM_UNREADABLE;
+use crate::hub::backlog::{Page, Proof};
+use crate::hub::chunk::Slice;
+use crate::hub::feed::{After, Basis, Epoch, Position, Watch, now_ms};
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::protocol::{ControlFrame, LossReason};
+use crate::store::StoreError;
+use crate::stream::{Cursor, EntryId};
+
+/// What a session knows of one of its streams.
+pub(super) struct Tracked {
+    pub(super) watch: Watch,
+    pub(super) position: Position,
+    /// The position noted at this attach: the session is live once it has passed it.
+    pub(super) target: EntryId,
+    /// Entries that the feed had published when it was last asked.
+    pub(super) published: u64,
+    /// The same, when the session was last caught up.
+    pub(super) caught_up_at: u64,
+    /// The backlog said that nothing follows, and the feed has not changed since the question.
+    pub(super) nothing_follows: bool,
+    /// The feed has changed since the backlog was asked.
+    pub(super) changed: bool,
+}
+
+impl Session {
+    /// Asks the streams in turn what follows, until one has a batch. Whether anything came of it.
+    pub(super) fn advance(&mut self) -> bool {
+        if !matches!(self.stage, Stage::Streaming) {
+            return false;
+        }
+        for step in 0..self.streams.len() {
+            let index = (self.turn + step) % self.streams.len();
+            if self.advance_stream(index) {
+                self.turn = (index + 1) % self.streams.len();
+                return true;
+            }
+        }
+        // Asking may have proven the last position that was missing.
+        self.tell_live()
+    }
+
+    fn advance_stream(&mut self, index: usize) -> bool {
+        let stream = &mut self.streams[index];
+        match stream.watch.feed.after(stream.position) {
+            After::Unreadable(_) => {
+                self.close(STREAM_UNREADABLE);
+                true
+            }
+            After::CaughtUp { epoch, published } => {
+                stream.position.basis = Basis::Proven(epoch);
+                (stream.published, stream.caught_up_at) = (published, published);
+                false
+            }
+            After::Entries {
+                slices,
+                epoch,
+                published,
+            } => {
+                stream.published = published;
+                if !self.lags_too_much(index) {
+                    self.send(index, &slices, epoch);
+                }
+                true
+            }
+            After::Behind { epoch, published } => {
+                stream.published = published;
+                if self.work.is_some() || stream.nothing_follows {
+                    return false;
+                }
+                if !self.lags_too_much(index) {
+                    self.ask_backlog(index, epoch);
+                }
+                true
+            }
+        }
+    }
+
+    /// Puts a batch into the outbox and moves the position behind it.
+    fn send(&mut self, index: usize, slices: &[Slice], epoch: Epoch) {
+        let Some(last) = slices.last().map(Slice::last) else {
+            return;
+        };
+        if self.live {
+            self.note_latency(slices);
+        }
+        let batch = self.batch(index, slices);
+        self.streams[index].position = Position {
+            id: last,
+            basis: Basis::Proven(epoch),
+        };
+        if batch.count > 0 {
+            self.outbox.push_back(Output::Messages(batch));
+        }
+    }
+
+    fn batch(&self, index: usize, slices: &[Slice]) -> Batch {
+        let format = self.route.format();
+        let encoder = self.route.encoder();
+        if !encoder.needs_cursor() {
+            let count = slices.iter().map(|slice| slice.message_count(format)).sum();
+            return Batch::new(
+                slices.iter().map(|slice| slice.messages(format)).collect(),
+                count,
+            );
+        }
+        let mut ids: Vec<EntryId> = self
+            .streams
+            .iter()
+            .map(|stream| stream.position.id)
+            .collect();
+        let mut messages = Vec::new();
+        let mut count = 0;
+        for (id, piece) in slices.iter().flat_map(|slice| slice.pieces(format)) {
+            ids[index] = id;
+            if !piece.is_empty() {
+                let cursor = Cursor::display(ids.iter().copied(), &self.keys);
+                encoder.push_with_cursor(&mut messages, &cursor, piece);
+                count += 1;
+            }
+        }
+        Batch::new(vec![messages.into()], count)
+    }
+
+    /// Of the batch's oldest entry, the one that has waited longest.
+    fn note_latency(&self, slices: &[Slice]) {
+        const PLAUSIBLE_MS: u64 = 3_600_000;
+        let Some(oldest) = slices.first().and_then(|slice| slice.entries().first()) else {
+            return;
+        };
+        let now = now_ms();
+        if now.abs_diff(oldest.id.ms) <= PLAUSIBLE_MS {
+            self.route
+                .meters()
+                .note_latency(now.saturating_sub(oldest.id.ms));
+        }
+    }
+
+    /// Applies the route's bound on lag. Whether the session is past it.
+    fn lags_too_much(&mut self, index: usize) -> bool {
+        if !self.live {
+            return false;
+        }
+        let stream = &self.streams[index];
+        let lag = stream.published.saturating_sub(stream.caught_up_at);
+        self.route.meters().note_lag(lag);
+        let slow = self.route.slow();
+        if slow.max_lag.is_none_or(|most| lag <= most) {
+            return false;
+        }
+        match slow.then {
+            WhenLagging::Close => self.close(Refusal::new(Outcome::TooSlow, "too_slow")),
+            WhenLagging::Resync => self.lose(index, LossReason::Lagged),
+        }
+        true
+    }
+
+    fn ask_backlog(&mut self, index: usize, epoch: Epoch) {
+        let stream = &mut self.streams[index];
+        stream.changed = false;
+        let proof = match stream.position.basis {
+            Basis::Start => Proof::NotNeeded,
+            Basis::Proven(_) | Basis::Unproven => Proof::Needed,
+        };
+        let backlog = self.route.hub().backlog().clone();
+        let (feed, asked) = (stream.watch.feed.clone(), stream.position);
+        self.work = Some(Box::pin(async move {
+            Done::Page {
+                stream: index,
+                asked,
+                epoch,
+                answer: backlog.page(feed, asked.id, proof).await,
+            }
+        }));
+    }
+
+    pub(super) fn take_page(
+        &mut self,
+        index: usize,
+        asked: Position,
+        epoch: Epoch,
+        answer: Result<Page, StoreError>,
+    ) {
+        let stream = &mut self.streams[index];
+        if stream.position.id != asked.id {
+            // The feed was faster: what the answer says is about a place that is behind.
+            return;
+        }
+        match answer {
+            Ok(Page::Entries(page)) => {
+                let slices: Vec<Slice> = page.slice(stream.position.id).into_iter().collect();
+                self.send(index, &slices, epoch);
+            }
+            Ok(Page::Nothing { at }) => {
+                stream.position = Position {
+                    id: at,
+                    basis: Basis::Proven(epoch),
+                };
+                // The newest entry may have been deleted by hand: then there is less to reach.
+                stream.target = stream.target.min(at);
+                // The feed may know less than Redis: then it is waited for, not asked again.
+                stream.nothing_follows = !stream.changed;
+                self.route.hub().refresh(&stream.watch.feed);
+            }
+            Ok(Page::Lost(reason)) => {
+                self.route.hub().refresh(&stream.watch.feed);
+                self.lose(index, reason);
+            }
+            Err(StoreError::Unreadable(_)) => self.close(STREAM_UNREADABLE),
+            Err(StoreError::Unavailable(reason)) => {
+                debug!(route = self.route.name(), %reason, "backlog can't be read, trying again");
+                self.work = Some(Box::pin(begin::rest()));
+            }
+        }
+    }
+
+    /// Says that the session is live, once every stream has reached its position of the attach.
+    pub(super) fn tell_live(&mut self) -> bool {
+        let is_streaming = matches!(self.stage, Stage::Streaming);
+        if self.live || !is_streaming || !self.streams.iter().all(Tracked::has_reached_target) {
+            return false;
+        }
+        self.live = true;
+        self.resyncs.in_a_row = 0;
+        for stream in &mut self.streams {
+            // Replaying is not lagging: lag counts from here on.
+            stream.caught_up_at = stream.published;
+        }
+        let cursor = self.cursor();
+        self.tell(&ControlFrame::Live { cursor: &cursor });
+        true
+    }
+}
+
+impl Tracked {
+    pub(super) fn new(watch: Watch) -> Self {
+        let target = watch.feed.tail();
+        Self {
+            watch,
+            position: Position {
+                id: target,
+                basis: Basis::Unproven,
+            },
+            target,
+            published: 0,
+            caught_up_at: 0,
+            nothing_follows: false,
+            changed: false,
+        }
+    }
+
+    fn has_reached_target(&self) -> bool {
+        self.position.id >= self.target && matches!(self.position.basis, Basis::Proven(_))
+    }
+}
