@@ -178,8 +178,14 @@ async fn overlaps(declares: bool) -> Vec<u64> {
     let publish = async {
         let mut chance = Chance(5);
         for number in 1.. {
-            redis.fill(KEY, number, number, 10).await;
-            api.answer(state(number));
+            // Who declares what the state includes may publish first; who does not must not.
+            if declares {
+                redis.fill(KEY, number, number, 10).await;
+                api.answer(state(number));
+            } else {
+                api.answer(state(number));
+                redis.fill(KEY, number, number, 10).await;
+            }
             sleep(chance.pause(4)).await;
         }
     };
