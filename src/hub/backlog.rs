@@ -345,7 +345,7 @@ async fn ask(backlog: &Inner, question: &Question, count: usize) -> Result<Asked
         let answer = backlog.store.read(&read).await?;
         let info = answer.info.flatten();
         let verdict = match question.proof {
-            Proof::Needed => continuity::judge(&known(question.position), answer, count + 1),
+            Proof::Needed => continuity::judge(&Known::at(question.position), answer, count + 1),
             Proof::NotNeeded => without_proof(question.position, answer),
         };
         match verdict {
@@ -364,15 +364,6 @@ async fn ask(backlog: &Inner, question: &Question, count: usize) -> Result<Asked
         // The newest entries were deleted by hand: there is nothing to send, and nothing to prove.
         Proof::NotNeeded => Asked::Continuous(Vec::new(), None),
     })
-}
-
-fn known(position: EntryId) -> Known {
-    Known {
-        position,
-        digest: None,
-        added: None,
-        was_missing: false,
-    }
 }
 
 /// Everything after a position, whatever was before it.

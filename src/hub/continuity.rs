@@ -25,6 +25,18 @@ pub struct Known {
     pub was_missing: bool,
 }
 
+impl Known {
+    /// Of a position of which nothing else is known.
+    pub fn at(position: EntryId) -> Self {
+        Self {
+            position,
+            digest: None,
+            added: None,
+            was_missing: false,
+        }
+    }
+}
+
 /// What an answer means for a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -136,15 +148,6 @@ mod tests {
         seqs.iter().map(entry).collect()
     }
 
-    fn known(position: EntryId) -> Known {
-        Known {
-            position,
-            digest: None,
-            added: None,
-            was_missing: false,
-        }
-    }
-
     fn info(last: u64, added: u64, kept: &[u64]) -> StreamInfo {
         StreamInfo {
             last_generated: id(last),
@@ -168,14 +171,14 @@ mod tests {
             info: None,
         };
         assert_eq!(
-            judge(&known(id(3)), answer, 10),
+            judge(&Known::at(id(3)), answer, 10),
             Verdict::Continuous(entries(&[4, 5]))
         );
     }
 
     #[test]
     fn the_same_id_with_other_content_is_another_stream() {
-        let mut known = known(id(3));
+        let mut known = Known::at(id(3));
         known.digest = Some(Digest::of(&entries(&[9])[0]));
         let answer = |info| Answer {
             entries: entries(&[3, 4]),
@@ -192,17 +195,22 @@ mod tests {
     fn counted(position: EntryId, added: u64) -> Known {
         Known {
             added: Some(added),
-            ..known(position)
+            ..Known::at(position)
         }
     }
 
     #[test]
     fn what_the_ladder_proves() {
         let cases: [Case; 5] = [
-            ("missing, never anything", known(EntryId::ZERO), &[], None),
+            (
+                "missing, never anything",
+                Known::at(EntryId::ZERO),
+                &[],
+                None,
+            ),
             (
                 "the last one, deleted by hand",
-                known(id(5)),
+                Known::at(id(5)),
                 &[],
                 Some(info(5, 5, &[4])),
             ),
@@ -214,13 +222,13 @@ mod tests {
             ),
             (
                 "a new stream",
-                known(EntryId::ZERO),
+                Known::at(EntryId::ZERO),
                 &[1, 2],
                 Some(info(2, 2, &[1, 2])),
             ),
             (
                 "a stream made empty, with a group",
-                known(EntryId::ZERO),
+                Known::at(EntryId::ZERO),
                 &[],
                 Some(StreamInfo {
                     last_generated: EntryId::ZERO,
@@ -238,9 +246,9 @@ mod tests {
     fn what_the_ladder_tells() {
         use LossReason::{Deleted, RolledBack, Trimmed};
         let cases: [(Case, LossReason); 7] = [
-            (("deleted", known(id(5)), &[], None), Deleted),
+            (("deleted", Known::at(id(5)), &[], None), Deleted),
             (
-                ("ahead", known(id(9)), &[], Some(info(5, 5, &[4, 5]))),
+                ("ahead", Known::at(id(9)), &[], Some(info(5, 5, &[4, 5]))),
                 RolledBack,
             ),
             (
@@ -255,24 +263,29 @@ mod tests {
             (
                 (
                     "new, but trimmed already",
-                    known(EntryId::ZERO),
+                    Known::at(EntryId::ZERO),
                     &[2],
                     Some(info(2, 2, &[2])),
                 ),
                 Trimmed,
             ),
             (
-                ("emptied", known(id(3)), &[], Some(info(5, 5, &[]))),
+                ("emptied", Known::at(id(3)), &[], Some(info(5, 5, &[]))),
                 Trimmed,
             ),
             (
-                ("trimmed", known(id(3)), &[7, 8], Some(info(8, 8, &[7, 8]))),
+                (
+                    "trimmed",
+                    Known::at(id(3)),
+                    &[7, 8],
+                    Some(info(8, 8, &[7, 8])),
+                ),
                 Trimmed,
             ),
             (
                 (
                     "a failover that ran on",
-                    known(id(3)),
+                    Known::at(id(3)),
                     &[4],
                     Some(info(4, 3, &[1, 2, 4])),
                 ),
@@ -291,7 +304,7 @@ mod tests {
     #[test]
     fn halves_of_different_moments_are_asked_again() {
         let cases: [Case; 2] = [
-            ("deleted in between", known(id(5)), &[6], None),
+            ("deleted in between", Known::at(id(5)), &[6], None),
             (
                 "one came in between",
                 counted(id(5), 5),
@@ -316,11 +329,15 @@ mod tests {
         };
         let seen = Known {
             was_missing: true,
-            ..known(EntryId::ZERO)
+            ..Known::at(EntryId::ZERO)
         };
         let verdict = judge(&seen, answer(&[1, 2], Some(uncounted)), 10);
         assert_eq!(verdict, Verdict::Continuous(entries(&[1, 2])));
-        let verdict = judge(&known(EntryId::ZERO), answer(&[1, 2], Some(uncounted)), 10);
+        let verdict = judge(
+            &Known::at(EntryId::ZERO),
+            answer(&[1, 2], Some(uncounted)),
+            10,
+        );
         assert_eq!(verdict, Verdict::Lost(LossReason::Trimmed));
     }
 }
