@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::sleep;
 
+use crate::support::api::{FakeApi, Reply};
 use crate::support::client::Client;
 use crate::support::config::Config;
 use crate::support::proxy::Proxy;
@@ -159,4 +161,65 @@ async fn nothing_is_lost_and_nothing_comes_twice() {
 async fn what_is_lost_is_told() {
     let losses = play(8_000, Some(50)).await;
     assert!(losses > 0, "a stream of 50 entries was always read in time");
+}
+
+/// An API that always knows the last entry, while a hundred clients join. Says by how many
+/// entries the first event that each got was older than its snapshot.
+async fn overlaps(declares: bool) -> Vec<u64> {
+    let (redis, api) = (Redis::start().await, FakeApi::start().await);
+    let relay = Relay::start(&Config::new(&redis).snapshot_from(&api)).await;
+    let state = |number: u64| {
+        let reply = Reply::json(&json!(number)).delay(Duration::from_millis(number % 7));
+        match declares {
+            true => reply.header("relay-cursor", &format!("{number}-0")),
+            false => reply,
+        }
+    };
+    let publish = async {
+        let mut chance = Chance(5);
+        for number in 1.. {
+            // Who declares what the state includes may publish first; who does not must not.
+            if declares {
+                redis.fill(KEY, number, number, 10).await;
+                api.answer(state(number));
+            } else {
+                api.answer(state(number));
+                redis.fill(KEY, number, number, 10).await;
+            }
+            sleep(chance.pause(4)).await;
+        }
+    };
+    let join = async {
+        let mut overlaps = Vec::new();
+        for _ in 0..100 {
+            let mut client = relay.open(JOB).await;
+            client.ignore("live");
+            let snapshot = client.expect_snapshot("connect").await.as_u64().unwrap();
+            let event = client.expect("event").await;
+            let id = event["id"].as_str().unwrap();
+            let first: u64 = id.strip_suffix("-0").unwrap().parse().unwrap();
+            assert!(
+                first <= snapshot + 1,
+                "{first} after a snapshot of {snapshot}"
+            );
+            overlaps.push(snapshot + 1 - first);
+            client.expect_events(first + 1, first + 3).await;
+        }
+        overlaps
+    };
+    api.answer(state(0));
+    tokio::select! {
+        overlaps = join => overlaps,
+        () = publish => unreachable!("it goes on for ever"),
+    }
+}
+
+#[tokio::test]
+async fn the_cut_leaves_no_gap() {
+    assert_eq!(overlaps(false).await.len(), 100);
+}
+
+#[tokio::test]
+async fn the_cut_is_exact_where_the_api_declares_it() {
+    assert_eq!(overlaps(true).await, vec![0; 100]);
 }
