@@ -24,6 +24,7 @@ use std::path::Path;
 
 use source::Source;
 
+use crate::telemetry::Log;
 pub use auth::{Auth, Expiry, Jwt, Reject, TokenSource};
 pub use authorize::Authorize;
 pub use error::ConfigError;
@@ -32,7 +33,7 @@ pub use lifetime::{Drain, DrainMode, Keepalive};
 pub use message::{Format, FormatKind, Message, Slow, WhenLagging};
 pub use redis::{Redis, Wake};
 pub use route::{History, Route};
-pub use server::{Client, Log, LogFormat, OriginPattern, Server};
+pub use server::{Client, OriginPattern, Server};
 pub use snapshot::{OnError, Share, Snapshot};
 
 /// The whole of `relay.toml`.

@@ -44,7 +44,7 @@ pub enum Unreadable {
     #[error("the key does not hold a stream")]
     WrongType,
     /// The ACL of the relay's user does not allow it.
-    #[error("no permission to read the key")]
+    #[error("the ACL does not allow it")]
     NoPermission,
     /// Redis refused for another reason; this is its error code.
     #[error("redis refused to read the key: {0}")]

@@ -8,7 +8,23 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-use crate::config::{Log, LogFormat};
+/// `[log]`.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Text for people, or JSON.
+    pub format: LogFormat,
+    /// A level, or directives such as `info,relay::hub=debug`.
+    pub level: String,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Below `info` these crates print what passes through them: payloads, tokens, passwords.
 const TALKATIVE: [&str; 4] = ["tungstenite", "tokio_tungstenite", "hyper", "redis"];

@@ -58,7 +58,7 @@ pub enum Wake {
     Poll,
 }
 
-const URL: &str = "redis://127.0.0.1:6379/0";
+const URL: &str = "${REDIS_URL:-redis://127.0.0.1:6379/0}";
 
 impl written::Redis {
     pub(super) fn check(&self, source: &Source<'_>) -> Result<Redis, ConfigError> {
@@ -112,15 +112,11 @@ impl written::Redis {
 
 /// The url is never shown: a password may be in it.
 fn url(written: Option<&Text>, source: &Source<'_>) -> Result<Secret, ConfigError> {
-    let Some(written) = written else {
-        return Ok(Secret::new(URL));
-    };
-    let url = source.text(written)?;
+    let at = written.map_or(0..0, Text::span);
+    let url = source.text_at(&at, written.map_or(URL, |written| written.get_ref()))?;
     let wrong = |what: &str| {
-        Err(source.error(
-            &written.span(),
-            format!("{what}; expected redis://, valkey:// or unix://"),
-        ))
+        let what = format!("{what}; expected redis://, valkey:// or unix://");
+        Err(source.error(&at, what))
     };
     match url.split_once("://").map(|(scheme, _)| scheme) {
         Some("rediss" | "valkeys") => wrong("TLS is not supported yet"),
@@ -139,4 +135,22 @@ fn client_name(text: &str) -> Result<String, Wrong> {
     Err(Wrong::new(
         "can't be a name for Redis; expected visible ASCII without spaces",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn without_a_url_the_environment_may_name_one() {
+        let text =
+            "[auth]\nmode = \"none\"\n[[route]]\nname = \"a\"\npath = \"/a\"\nstreams = [\"a\"]\n";
+        let url = |environment: &dyn Fn(&str) -> Option<String>| {
+            let config = Config::parse(text, "relay.toml", environment).unwrap();
+            config.redis.url.expose().to_owned()
+        };
+        let named = |name: &str| (name == "REDIS_URL").then(|| "redis://there:1/2".to_owned());
+        assert_eq!(url(&|_| None), "redis://127.0.0.1:6379/0");
+        assert_eq!(url(&named), "redis://there:1/2");
+    }
 }

@@ -7,6 +7,7 @@ use super::source::Source;
 use super::value::{Wrong, address, one_of, positive_duration, size_from};
 use super::written::Scalar;
 use super::{ConfigError, written};
+use crate::telemetry::{Log, LogFormat};
 
 /// `[server]`.
 #[derive(Debug, Clone)]
@@ -48,24 +49,6 @@ pub struct Client {
     pub max_message: usize,
     /// Messages per second; at least 1.
     pub max_messages_per_second: u32,
-}
-
-/// `[log]`.
-#[derive(Debug, Clone)]
-pub struct Log {
-    /// Text for people, or JSON.
-    pub format: LogFormat,
-    /// A level, or directives such as `info,relay::hub=debug`.
-    pub level: String,
-}
-
-/// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 impl written::Server {

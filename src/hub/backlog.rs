@@ -4,6 +4,8 @@
 //! after its last use, so that those who follow find it; all pages together are bounded, and
 //! who finds no room waits for its share.
 
+mod page;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +16,7 @@ use metrics::{Counter, Gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::chunk::{Chunk, Formats, Slice};
+use super::chunk::{Chunk, Formats};
 use super::continuity::{self, Known, Verdict};
 use super::feed::{Epoch, Feed};
 use crate::config::History;
@@ -24,40 +26,7 @@ use crate::store::{Answer, Read, Store, StoreError, StreamInfo};
 use crate::stream::{EntryId, StreamKey};
 use crate::tasks::Tasks;
 
-/// What follows a position.
-#[derive(Clone)]
-pub enum Page {
-    /// These entries, and then maybe more.
-    Entries(Arc<PageChunk>),
-    /// Nothing; `at` is where the stream ends.
-    Nothing {
-        /// The position asked for, or the end of a stream of which nothing is kept.
-        at: EntryId,
-    },
-    /// The position can't be continued.
-    Lost(LossReason),
-}
-
-/// A chunk that counts against the bound for all pages while anybody holds it.
-pub struct PageChunk {
-    chunk: Arc<Chunk>,
-    bytes: Gauge,
-    size: usize,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl PageChunk {
-    /// Its entries after a position, all of them.
-    pub fn slice(&self, position: EntryId) -> Option<Slice> {
-        Slice::after(&self.chunk, position)
-    }
-}
-
-impl Drop for PageChunk {
-    fn drop(&mut self) {
-        self.bytes.decrement(to_f64(self.size));
-    }
-}
+pub use page::{Page, PageChunk};
 
 /// Whether a page must prove that it follows its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,7 +73,7 @@ impl Kept {
     /// Bytes of the page, once it is there.
     fn size(&self) -> usize {
         match self.page.peek() {
-            Some(Ok(Page::Entries(page))) => page.size,
+            Some(Ok(Page::Entries(page))) => page.size(),
             _ => 0,
         }
     }
@@ -395,16 +364,6 @@ impl Inner {
                 }
             }
         }
-        self.bytes.increment(to_f64(size));
-        PageChunk {
-            chunk: Arc::new(chunk),
-            bytes: self.bytes.clone(),
-            size,
-            _permit: permit,
-        }
+        PageChunk::new(chunk, self.bytes.clone(), permit)
     }
-}
-
-fn to_f64(bytes: usize) -> f64 {
-    u32::try_from(bytes).map_or(f64::from(u32::MAX), f64::from)
 }

@@ -4,6 +4,7 @@
 //! the feed itself has lost continuity it takes a new epoch and an empty ring: every session
 //! then finds itself behind, and asks Redis with its own position.
 
+mod mark;
 mod state;
 mod watch;
 
@@ -20,6 +21,7 @@ use crate::stream::{EntryId, StreamKey};
 use crate::wake::Bell;
 use state::State;
 
+pub use mark::Mark;
 pub use watch::Watch;
 
 /// Counts the feed's own losses of continuity.
@@ -364,33 +366,6 @@ impl Feed {
         let before = state.ring_bytes;
         state.empty_ring();
         difference(before, 0)
-    }
-}
-
-/// Why a feed is to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mark {
-    /// It is not.
-    Clean = 0,
-    /// A sweep, a new feed, a new connection, or a session that wants to be sure.
-    Asked = 1,
-    /// Redis has said that it changed.
-    Changed = 2,
-}
-
-impl Feed {
-    /// Marks the feed as to be read. Says whether it was clean, so that it joins a queue once.
-    pub(super) fn mark(&self, mark: Mark) -> bool {
-        self.mark.fetch_max(mark as u8, Ordering::AcqRel) == Mark::Clean as u8
-    }
-
-    /// Clears the mark, before the read is sent: a change from here on marks it again.
-    pub(super) fn clear_mark(&self) -> Mark {
-        match self.mark.swap(Mark::Clean as u8, Ordering::AcqRel) {
-            0 => Mark::Clean,
-            1 => Mark::Asked,
-            _ => Mark::Changed,
-        }
     }
 }
 

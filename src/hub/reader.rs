@@ -17,7 +17,7 @@ use tracing::{error, warn};
 use super::Shared;
 use super::dirty::Sweep;
 use super::feed::Mark;
-use crate::metrics::{REDIS_RECONNECTS, REDIS_UP};
+use crate::metrics::{REDIS_RECONNECTS, REDIS_TRACKING, REDIS_UP};
 use crate::store::{Push, ReaderConnection, StoreError, Unreadable};
 use crate::stream::StreamKey;
 use crate::throttle::Throttle;
@@ -74,6 +74,10 @@ impl From<StoreError> for Down {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
+        // Told from the first moment on, so that an alert sees a Redis that was never there.
+        for gauge in [&REDIS_UP, &REDIS_TRACKING] {
+            shared.metrics.gauge(gauge, &[]).set(0.0);
+        }
         Self {
             answered_at: Instant::now(),
             is_degraded: false,

@@ -24,8 +24,10 @@ const TRAIN_KEYS: usize = 64;
 const HELLO_EVERY: Duration = Duration::from_secs(5);
 /// Streams polled by one XREAD.
 const POLL_KEYS: usize = 100;
-/// Polling takes at most this fraction of the time.
+/// Polling takes at most this fraction of the time, unless that would mean a longer pause than
+/// the next: one slow answer must not make entries wait for seconds.
 const POLL_SHARE: u32 = 10;
+const LONGEST_POLL_PAUSE: Duration = Duration::from_millis(400);
 /// How long to poll after the server's tracking table has overflowed.
 const POLL_AFTER_OVERFLOW: Duration = Duration::from_secs(60);
 /// Pulls of a second that found nothing, from which on the table may have overflowed.
@@ -284,12 +286,8 @@ impl Connected<'_> {
         }
         self.poll().await?;
         let now = Instant::now();
-        let pause = self
-            .shared
-            .config
-            .redis
-            .poll
-            .max((now - started) * POLL_SHARE);
+        let stretched = ((now - started) * POLL_SHARE).min(LONGEST_POLL_PAUSE);
+        let pause = self.shared.config.redis.poll.max(stretched);
         self.wake = WakeState::Polling {
             next: now + pause,
             until,
