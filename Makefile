@@ -1,6 +1,7 @@
 # The commands that people and CI share. `make demo` runs the whole example here.
 
 PYTHON ?= python3
+export PYTHON
 
 .PHONY: demo test page-test lint fmt check
 
@@ -18,17 +19,17 @@ fmt:
 	cargo fmt
 
 test:
-	REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && cargo test
-	@$(MAKE) --no-print-directory page-test
+	@scripts/test
 
 # The page in a real browser, where there is one.
 page-test:
 	@if ! command -v chromedriver >/dev/null; then \
 		echo "page test skipped: no chromedriver on PATH"; \
 	else \
-		cargo build && \
+		if [ -z "$$RELAY_BIN" ]; then \
+			cargo build && RELAY_BIN=$${CARGO_TARGET_DIR:-target}/debug/relay && export RELAY_BIN; \
+		fi && \
 		python=$$($(PYTHON) scripts/environment.py \
 			examples/legacy-api/requirements.txt tests/page/requirements.txt) && \
-		RELAY_BIN=$${RELAY_BIN:-$${CARGO_TARGET_DIR:-target}/debug/relay} PYTHONDONTWRITEBYTECODE=1 \
-			"$$python" -m pytest -p no:cacheprovider tests/page; \
+		PYTHONDONTWRITEBYTECODE=1 "$$python" -m pytest -p no:cacheprovider tests/page; \
 	fi

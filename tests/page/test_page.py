@@ -112,11 +112,29 @@ def test_dropped_connection_resumes_with_its_cursor(card: Card) -> None:
     assert int(done["events"]) > int(away["events"])
 
 
+def test_relay_that_crashed_is_no_loss(stack: Stack, card: Card) -> None:
+    before = card.wait_for("half a job", is_midway)
+    stack.crash_relay()
+
+    back = card.wait_for("a second socket", lambda data: data["connects"] == "2")
+    done = card.wait_for("the end of the job", is_done)
+    assert_gapless(done)
+    assert done["snapshots"] == "1"
+    assert int(done["events"]) > int(back["events"]) >= int(before["events"])
+
+
 def test_counters_tell_lost_and_repeated_entries(card: Card) -> None:
     """The other tests rely on these two numbers, so they must be able to say no."""
     card.wait_for("a snapshot", lambda data: data["snapshots"] == "1")
-    card.feed_with_a_gap_and_a_repeat()
+    card.cut_off()
+    before = card.data()
+    assert_gapless(before)
 
+    skipping_two = int(before["seq"]) + 3
+    card.feed("9999999999999-1", skipping_two)
+    card.feed("9999999999999-1", skipping_two)
+    published_twice = "9999999999999-2"
+    card.feed(published_twice, skipping_two)
     data = card.data()
     assert (data["missed"], data["repeated"]) == ("2", "1")
 
@@ -152,19 +170,27 @@ class Card:
     def press_drop(self) -> None:
         self.browser.find_element(By.CSS_SELECTOR, f"#job-{self.job} .drop").click()
 
-    def feed_with_a_gap_and_a_repeat(self) -> None:
-        # Without its socket first, so that no real frame comes in between.
+    def cut_off(self) -> None:
+        """No real frame comes from here on."""
         self.browser.execute_script(
             """
             const job = jobs.get(arguments[0]);
             job.ws.onmessage = job.ws.onclose = null;
             job.ws.close();
-            const data = { seq: job.seq + 3, progress: job.progress, state: job.state };
-            const frame = { type: "event", id: "1-1", cursor: "1-1", data };
-            show(job, frame);
-            show(job, frame);
             """,
             self.job,
+        )
+
+    def feed(self, entry: str, seq: int) -> None:
+        """An event as if it came from the relay."""
+        self.browser.execute_script(
+            """
+            const [id, entry, seq] = arguments;
+            const { progress, state } = jobs.get(id);
+            const data = { seq, progress, state };
+            show(jobs.get(id), { type: "event", id: entry, cursor: entry, data });
+            """,
+            *(self.job, entry, seq),
         )
 
 
