@@ -97,11 +97,6 @@ impl Chunk {
         &self.entries
     }
 
-    /// The id of the first entry.
-    pub fn first(&self) -> EntryId {
-        self.entries[0].id
-    }
-
     /// The id of the last entry.
     pub fn last(&self) -> EntryId {
         self.entries[self.entries.len() - 1].id

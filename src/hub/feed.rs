@@ -240,7 +240,7 @@ impl Feed {
         self.lock().learn_size(chunk);
     }
 
-    /// When a session last asked, and what the ring takes.
+    /// When a session last asked.
     pub fn asked_at(&self) -> Instant {
         self.lock().asked_at
     }

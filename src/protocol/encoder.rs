@@ -59,11 +59,6 @@ impl Encoded {
             .count()
     }
 
-    /// Bytes of all of them.
-    pub fn size(&self) -> usize {
-        self.bytes.len()
-    }
-
     fn start(&self, index: usize) -> usize {
         index.checked_sub(1).map_or(0, |before| self.ends[before])
     }
