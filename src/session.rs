@@ -344,11 +344,15 @@ impl Session {
         }
     }
 
-    /// Says once per outage that Redis is away, and once that it is back. Whether it did.
+    /// Says once per outage that Redis is away, and once that it is back and that nothing of this
+    /// session's streams is missing. Whether it did.
     fn tell_status(&mut self) -> bool {
         let mut feeds = self.streams.iter().map(|stream| &stream.watch.feed);
         let degraded = feeds.any(|feed| feed.is_degraded());
         if degraded == self.told_degraded {
+            return false;
+        }
+        if !degraded && !self.streams.iter().all(Tracked::is_proven) {
             return false;
         }
         self.told_degraded = degraded;

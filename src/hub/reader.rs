@@ -12,7 +12,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::Shared;
 use super::dirty::Sweep;
@@ -128,7 +128,9 @@ impl Reader {
     /// Redis has answered as it should.
     fn note_up(&mut self) {
         self.answered_at = Instant::now();
-        self.is_degraded = false;
+        if std::mem::take(&mut self.is_degraded) {
+            info!("redis answers again");
+        }
         let mut health = self.shared.health();
         health.was_up = true;
         health.down_since = None;

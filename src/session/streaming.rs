@@ -43,7 +43,7 @@ impl Session {
             }
         }
         // Asking may have proven the last position that was missing.
-        self.tell_live()
+        self.tell_status() || self.tell_live()
     }
 
     fn advance_stream(&mut self, index: usize) -> bool {
@@ -253,6 +253,11 @@ impl Tracked {
             nothing_follows: false,
             changed: false,
         }
+    }
+
+    /// Continuity is proven up to the position, in the feed's epoch of now.
+    pub(super) fn is_proven(&self) -> bool {
+        self.position.basis == Basis::Proven(self.watch.feed.epoch())
     }
 
     fn has_reached_target(&self) -> bool {
