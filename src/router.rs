@@ -21,14 +21,14 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::auth::{Authority, Grant};
-use crate::config::{Config, OnError, Reject};
+use crate::config::{Config, Reject};
 use crate::hub::Hub;
 use crate::hub::feed::Watch;
 use crate::metrics::{CONNECTS, Metrics};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::session::ending::DrainSignal;
-use crate::session::{Opening, ServedRoute, Session, Start};
-use crate::snapshot::{Callback, SnapshotError};
+use crate::session::{Opening, ServedRoute, Session, Start, TOKEN_EXPIRED};
+use crate::snapshot::Callback;
 use crate::stream::{Cursor, EntryId};
 use crate::tasks::Tasks;
 use crate::websocket::{self, Socket};
@@ -56,7 +56,6 @@ const DRAINING: Refusal = Refusal::retry(Outcome::Overloaded, "draining", Durati
 const NO_ROUTE: Refusal = Refusal::new(Outcome::NotFound, "no_route");
 const ORIGIN: Refusal = Refusal::new(Outcome::Forbidden, "origin_not_allowed");
 const SUBPROTOCOL: Refusal = Refusal::new(Outcome::BadRequest, "no_subprotocol");
-const TOKEN_EXPIRED: Refusal = Refusal::new(Outcome::Unauthenticated, "token_expired");
 
 /// What a request has come to: everything that its session begins with.
 struct Admitted {
@@ -260,7 +259,7 @@ impl Router {
         };
         match snapshots.fetch(callback, note.clone(), None).await {
             Ok(snapshot) => Ok(Start::Snapshot(snapshot)),
-            Err(error) if goes_on_without(route, &error) => Ok(Start::SnapshotFailed(note())),
+            Err(error) if route.goes_on_without(&error) => Ok(Start::SnapshotFailed(note())),
             Err(error) => Err(error.refusal()),
         }
     }
@@ -289,15 +288,6 @@ fn prepare(
     callback
         .map(|callback| Some(Arc::new(callback)))
         .map_err(|unusable| crate::auth::Rejection::from(unusable).refusal())
-}
-
-fn goes_on_without(route: &ServedRoute, error: &SnapshotError) -> bool {
-    let on_error = route
-        .route()
-        .snapshot
-        .as_ref()
-        .map(|snapshot| snapshot.on_error);
-    on_error == Some(OnError::Stream) && !error.is_refusal_by_api()
 }
 
 /// Answers.

@@ -203,7 +203,7 @@ impl Session {
     /// What must be sent though the last output is stuck: only what ends the session at once.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
         if self.ending.poll_cut(cx).is_ready() {
-            return Poll::Ready(Close::reset(Refusal::new(Outcome::Restart, "drain")));
+            return Poll::Ready(Close::reset(CUT));
         }
         ready!(self.timers.poll_expired(cx));
         Poll::Ready(Close::reset(TOKEN_EXPIRED))
@@ -264,7 +264,11 @@ impl Session {
     }
 }
 
-const TOKEN_EXPIRED: Refusal = Refusal::new(Outcome::Unauthenticated, "token_expired");
+/// A token that has ended, at connect or on a live socket.
+pub const TOKEN_EXPIRED: Refusal = Refusal::new(Outcome::Unauthenticated, "token_expired");
+
+/// What is left at the end of a drain.
+const CUT: Refusal = Refusal::new(Outcome::Restart, "drain");
 
 /// The arms.
 impl Session {
@@ -289,8 +293,7 @@ impl Session {
 
     fn poll_ending(&mut self, cx: &mut Context<'_>) {
         if self.ending.poll_cut(cx).is_ready() {
-            let refusal = Refusal::new(Outcome::Restart, "drain");
-            self.outbox.push_front(Output::Close(Close::reset(refusal)));
+            self.outbox.push_front(Output::Close(Close::reset(CUT)));
         } else if self.ending.poll_turn(cx).is_ready() {
             self.go_away("drain");
         }

@@ -16,7 +16,7 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo,
     ProtocolVersion, RedisError,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::config::Redis;
@@ -175,12 +175,7 @@ impl Store {
     /// As with [`stream_info`](Self::stream_info); waiting for a turn counts too.
     pub async fn read(&self, read: &Read) -> Result<Answer, StoreError> {
         let question = async {
-            let _turn = self
-                .backlog_turns
-                .acquire()
-                .await
-                .expect("the semaphore is never closed");
-            let connection = self.connection().await?;
+            let (_turn, connection) = self.in_turn().await?;
             let reads = std::slice::from_ref(read);
             let answers =
                 connection::exchange(&connection, reads, self.command_timeout, &self.metrics)
@@ -216,21 +211,23 @@ impl Store {
             .arg("COUNT")
             .arg(count);
         let question = async {
-            let _turn = self
-                .backlog_turns
-                .acquire()
-                .await
-                .expect("the semaphore is never closed");
-            let mut connection = self.connection().await?;
+            let (_turn, mut connection) = self.in_turn().await?;
             reply::entries(connection.send_packed_command(&command).await)
         };
         within(self.command_timeout * 3, question)
             .await
             .map_err(StoreError::from)
     }
-}
 
-impl Store {
+    /// A connection for a question that is not about attaching.
+    async fn in_turn(
+        &self,
+    ) -> Result<(SemaphorePermit<'_>, deadpool_redis::Connection), StoreError> {
+        let turn = self.backlog_turns.acquire().await;
+        let turn = turn.expect("the semaphore is never closed");
+        Ok((turn, self.connection().await?))
+    }
+
     async fn connection(&self) -> Result<deadpool_redis::Connection, StoreError> {
         self.pool
             .get()

@@ -12,11 +12,11 @@ use tracing::debug;
 
 use super::begin::{positions, unproven};
 use super::{Done, First, MAX_RESYNCS_IN_A_ROW, ServedRoute, Session, Stage};
-use crate::config::{History, OnError};
+use crate::config::History;
 use crate::hub::feed::{Basis, Feed, Position};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::{ControlFrame, LossReason};
-use crate::snapshot::{Callback, Snapshot, SnapshotError, Snapshots};
+use crate::snapshot::{Callback, Snapshot, Snapshots};
 use crate::stream::EntryId;
 
 /// Where a session goes on after a resync.
@@ -181,25 +181,16 @@ where
             Err(error) => error,
         };
         if error.is_refusal_by_api() || Instant::now() >= give_up_at {
-            return without(route, &error);
+            return match route.goes_on_without(&error) {
+                true => Ok(None),
+                false => Err(error.refusal()),
+            };
         }
         debug!(
             route = route.name(),
             "snapshot for a resync failed, trying again"
         );
         sleep(Duration::from_millis(rand::random_range(500..2_000))).await;
-    }
-}
-
-fn without(route: &ServedRoute, error: &SnapshotError) -> Result<Option<Snapshot>, Refusal> {
-    let on_error = route
-        .route()
-        .snapshot
-        .as_ref()
-        .map(|snapshot| snapshot.on_error);
-    match on_error {
-        Some(OnError::Stream) if !error.is_refusal_by_api() => Ok(None),
-        Some(OnError::Stream | OnError::Close) | None => Err(error.refusal()),
     }
 }
 

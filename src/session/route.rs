@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::Presence;
 use super::ending::DrainSignal;
-use crate::config::{Client, Config, DrainMode, Keepalive, Message, Route, Slow};
+use crate::config::{Client, Config, DrainMode, Keepalive, Message, OnError, Route, Slow};
 use crate::hub::Hub;
 use crate::hub::chunk::FormatId;
 use crate::metrics::{
@@ -18,7 +18,7 @@ use crate::metrics::{
 };
 use crate::protocol::encoder::Encoder;
 use crate::protocol::{ClientMessage, LossReason};
-use crate::snapshot::Snapshots;
+use crate::snapshot::{SnapshotError, Snapshots};
 use crate::tasks::Tasks;
 use crate::throttle::Throttle;
 
@@ -136,6 +136,17 @@ impl ServedRoute {
     /// How long the kernel may take no byte before the connection is reset.
     pub fn write_timeout(&self) -> Duration {
         self.slow().write_timeout
+    }
+
+    /// Whether a session goes on though there is no snapshot for it. What the API itself has
+    /// refused stays refused.
+    pub fn goes_on_without(&self, error: &SnapshotError) -> bool {
+        let on_error = self
+            .route()
+            .snapshot
+            .as_ref()
+            .map(|snapshot| snapshot.on_error);
+        on_error == Some(OnError::Stream) && !error.is_refusal_by_api()
     }
 
     /// A position that the API declared can't be used: counted, and said once a minute.

@@ -96,15 +96,8 @@ impl Live {
     }
 
     async fn connect_with(redis: &Redis, protocol: ProtocolVersion) -> RedisResult<Self> {
-        let info = redis.url.expose().into_connection_info()?;
+        let info = super::connection_info(redis)?;
         let settings = info.redis_settings().clone().set_protocol(protocol);
-        let mut settings = settings.set_skip_set_lib_name();
-        if !redis.username.is_empty() {
-            settings = settings.set_username(&redis.username);
-        }
-        if !redis.password.expose().is_empty() {
-            settings = settings.set_password(redis.password.expose());
-        }
         let client = Client::open(info.set_redis_settings(settings))?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(redis.command_timeout))
