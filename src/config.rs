@@ -14,6 +14,7 @@ mod message;
 mod redis;
 mod route;
 mod server;
+mod slow;
 mod snapshot;
 mod source;
 pub mod template;
@@ -30,10 +31,11 @@ pub use authorize::Authorize;
 pub use error::ConfigError;
 pub use key::VerificationKey;
 pub use lifetime::{Drain, DrainMode, Keepalive};
-pub use message::{Format, FormatKind, Message, Slow, WhenLagging};
+pub use message::{Format, FormatKind, Message};
 pub use redis::{Redis, Wake};
 pub use route::{History, Route};
 pub use server::{Client, OriginPattern, Server};
+pub use slow::{JsonPointer, Slow, WhenLagging};
 pub use snapshot::{OnError, Share, Snapshot};
 
 /// The whole of `relay.toml`.

@@ -8,6 +8,7 @@
 //! continuity is lost it resyncs and streams again.
 
 mod begin;
+mod conflation;
 pub mod ending;
 mod output;
 mod presence;
