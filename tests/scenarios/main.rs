@@ -12,6 +12,7 @@ mod drain;
 mod entries;
 mod exactly_once;
 mod expiry;
+mod flooding;
 mod handshake;
 mod harness;
 mod hostile;
