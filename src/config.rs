@@ -84,6 +84,7 @@ impl Config {
         let (source, written) = Source::read(text, file, environment)?;
         let server = written.server.check(&source)?;
         let auth = auth::check(written.auth, &server, &source)?;
+        written.server.check_with(&auth, &source)?;
         Ok(Self {
             redis: written.redis.check(&source)?,
             routes: route::check_all(written.route, auth.jwt.as_ref(), &source)?,

@@ -133,6 +133,11 @@ impl ServedRoute {
         self.config.client.max_message
     }
 
+    /// How often a client may send something, in a second.
+    pub fn max_client_messages(&self) -> u32 {
+        self.config.client.max_messages_per_second
+    }
+
     /// How long the kernel may take no byte before the connection is reset.
     pub fn write_timeout(&self) -> Duration {
         self.slow().write_timeout
