@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::config::template::{Unusable, Values};
 use crate::config::{Config, Jwt, Route, TokenSource};
 use crate::metrics::{Metrics, TOKEN_REJECTIONS};
+use crate::secret::Secret;
 use crate::stream::{StreamKey, StreamKeys};
 use authorize::Authorizer;
 pub use rejection::{Rejection, TokenFault};
@@ -37,6 +38,8 @@ pub struct Request<'a> {
     pub params: &'a BTreeMap<String, String>,
     /// All query variables, decoded. The first of several with one name counts.
     pub query: &'a BTreeMap<String, String>,
+    /// A token that has come in a message. Then the request itself is not searched for one.
+    pub message: Option<&'a Secret>,
 }
 
 /// What a verified request may do.
@@ -126,6 +129,19 @@ impl Authority {
         })
     }
 
+    /// Whether the token has to be waited for: this request has none, and it may come in the
+    /// first message.
+    pub fn awaits_message(&self, route: &Route, request: &Request<'_>) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| {
+            !route.public
+                && tokens.sources.contains(&TokenSource::FirstMessage)
+                && matches!(
+                    token::find(&tokens.sources, request),
+                    Err(TokenFault::Missing)
+                )
+        })
+    }
+
     /// The subprotocol that carries a token in this offer, if a token source says so.
     ///
     /// A browser drops the connection unless one of the subprotocols that it offered is
@@ -136,16 +152,27 @@ impl Authority {
             TokenSource::Subprotocol { prefix } => {
                 token::subprotocol(offered.iter().copied(), prefix).map(|(value, _)| value)
             }
-            TokenSource::Header | TokenSource::Cookie { .. } | TokenSource::Query { .. } => None,
+            TokenSource::Header
+            | TokenSource::Cookie { .. }
+            | TokenSource::Query { .. }
+            | TokenSource::FirstMessage => None,
         })
     }
 
+    /// The token that was waited for has not come.
+    pub fn missing(&self) -> Rejection {
+        self.count(&TokenFault::Missing);
+        Rejection::from(TokenFault::Missing)
+    }
+
     fn counted<T>(&self, result: Result<T, TokenFault>) -> Result<T, TokenFault> {
-        result.inspect_err(|fault| {
-            if let Some(counter) = self.rejections.get(fault.reason()) {
-                counter.increment(1);
-            }
-        })
+        result.inspect_err(|fault| self.count(fault))
+    }
+
+    fn count(&self, fault: &TokenFault) {
+        if let Some(counter) = self.rejections.get(fault.reason()) {
+            counter.increment(1);
+        }
     }
 }
 

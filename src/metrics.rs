@@ -74,6 +74,7 @@ table! {
     SNAPSHOT_IN_FLIGHT = Kind::Gauge, "relay_snapshot_in_flight" ["route"] "Snapshot callbacks that are waiting for the API.";
     SNAPSHOT_CURSORS_IGNORED = Kind::Counter, "relay_snapshot_cursors_ignored_total" ["route", "reason"] "Cursor headers of the API that could not be used.";
     TOKEN_REJECTIONS = Kind::Counter, "relay_token_rejections_total" ["reason"] "Requests whose token was refused, by reason.";
+    TOKEN_RENEWALS = Kind::Counter, "relay_token_renewals_total" ["route", "outcome"] "Fresh tokens on open connections, accepted or refused.";
     REDIS_UP = Kind::Gauge, "relay_redis_up" [] "1 while the reader gets answers from Redis.";
     REDIS_RECONNECTS = Kind::Counter, "relay_redis_reconnects_total" ["reason"] "Connections of the reader that were given up, by reason.";
     REDIS_TRACKING = Kind::Gauge, "relay_redis_tracking" [] "1 while changes are pushed by CLIENT TRACKING, 0 while streams are polled.";

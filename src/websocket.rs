@@ -8,7 +8,7 @@ mod socket;
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
@@ -19,7 +19,8 @@ use tokio::time::{Sleep, sleep, timeout};
 use tracing::debug;
 
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::ping_framed;
+use crate::protocol::{ClientMessage, ping_framed};
+use crate::secret::Secret;
 use crate::session::{Close, How, Output, Session, TOO_MANY_MESSAGES};
 use control::ControlRate;
 
@@ -54,6 +55,8 @@ pub async fn serve(socket: Socket, session: Session) {
     };
     let end = connection.run().await;
     let code = end.code();
+    // What the session waited for and watched is given back now; its place with the socket.
+    let _presence = connection.session.leave();
     connection.socket.end(end).await;
     route.meters().note_close(code);
 }
@@ -61,6 +64,68 @@ pub async fn serve(socket: Socket, session: Session) {
 /// Accepts a client only to tell it why it can't stay.
 pub async fn refuse(socket: Socket, refusal: Refusal) {
     socket.end(End::Closing(Close::handshake(refusal))).await;
+}
+
+/// Why there is no token.
+pub enum NoToken {
+    /// The client has said something else, or nothing in time.
+    Missing,
+    /// The relay is going away.
+    Draining,
+}
+
+/// The first message of a client that is to be a token. Pings are answered meanwhile. `None` if
+/// the connection has ended.
+pub async fn first_message(
+    mut socket: Socket,
+    deadline: Duration,
+    draining: impl Future<Output = ()>,
+) -> Option<(Socket, Result<Secret, NoToken>)> {
+    let mut control = ControlRate::new(0);
+    let end = tokio::select! {
+        first = poll_fn(|cx| socket.poll_first(cx, &mut control)) => match first {
+            Ok(text) => {
+                let token = match ClientMessage::parse(&text) {
+                    ClientMessage::Auth(token) => Ok(token),
+                    ClientMessage::Ping | ClientMessage::Unknown => Err(NoToken::Missing),
+                };
+                return Some((socket, token));
+            }
+            Err(end) => end,
+        },
+        () = sleep(deadline) => return Some((socket, Err(NoToken::Missing))),
+        () = draining => return Some((socket, Err(NoToken::Draining))),
+    };
+    socket.end(end).await;
+    None
+}
+
+impl Socket {
+    fn poll_first(
+        &mut self,
+        cx: &mut Context<'_>,
+        control: &mut ControlRate,
+    ) -> Poll<Result<Utf8Bytes, End>> {
+        loop {
+            if self.has_unsent()
+                && let Poll::Ready(Err(error)) = self.poll_send(cx)
+            {
+                debug!(%error, "connection lost while sending");
+                return Poll::Ready(Err(End::Lost));
+            }
+            match ready!(self.poll_receive(cx)) {
+                Err(error) => return Poll::Ready(Err(end_of(&error))),
+                Ok(Message::Text(text)) => return Poll::Ready(Ok(text)),
+                // No token is binary.
+                Ok(Message::Binary(_)) => return Poll::Ready(Ok(Utf8Bytes::default())),
+                Ok(message) => {
+                    if let Some(end) = control.take(&message) {
+                        return Poll::Ready(Err(end));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// How a connection ends.
@@ -184,20 +249,26 @@ impl Connection {
             Message::Text(text) => self.session.receive(&text),
             // Binary is counted as what it is: nothing that a client may say.
             Message::Binary(_) => self.session.receive(""),
-            Message::Close(frame) => {
-                let code = frame.map_or(NO_STATUS, |frame| frame.code.into());
-                return Some(End::ClosedByPeer(code));
-            }
-            Message::Ping(_) if !self.control.allows_ping() => return Some(too_many()),
-            Message::Pong(_) if !self.control.allows_pong() => return Some(too_many()),
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            control => return self.control.take(&control),
         }
         None
     }
 }
 
-fn too_many() -> End {
-    End::Closing(Close::handshake(TOO_MANY_MESSAGES))
+impl ControlRate {
+    /// Counts a control frame. How the connection ends, if it does.
+    fn take(&mut self, message: &Message) -> Option<End> {
+        let is_allowed = match message {
+            Message::Close(frame) => {
+                let code = frame.as_ref().map_or(NO_STATUS, |frame| frame.code.into());
+                return Some(End::ClosedByPeer(code));
+            }
+            Message::Ping(_) => self.allows_ping(),
+            Message::Pong(_) => self.allows_pong(),
+            Message::Text(_) | Message::Binary(_) | Message::Frame(_) => true,
+        };
+        (!is_allowed).then(|| End::Closing(Close::handshake(TOO_MANY_MESSAGES)))
+    }
 }
 
 fn end_of(error: &WsError) -> End {

@@ -155,6 +155,7 @@ mod tests {
                 .collect()
         };
         let request = Request {
+            message: None,
             headers: &HeaderMap::new(),
             params: &owned(&params),
             query: &owned(&query),

@@ -545,6 +545,7 @@ fn streams_are_named_after_path_query_and_claims() {
         let mut params = BTreeMap::from([("job_id".to_owned(), "42".to_owned())]);
         params.extend(tenant.map(|tenant| ("query.tenant".to_owned(), tenant.to_owned())));
         let request = Request {
+            message: None,
             headers: &bearer(&sign(Algorithm::HS256, claims)),
             params: &params,
             query: &BTreeMap::new(),
@@ -736,7 +737,7 @@ proptest! {
         ];
         let query = BTreeMap::from([("token".to_owned(), query)]);
         let params = BTreeMap::new();
-        let request = Request { headers: &headers, params: &params, query: &query };
+        let request = Request { headers: &headers, params: &params, query: &query, message: None };
         let authority = Authority::of(Some(&jwt), &[], &Metrics::new());
         prop_assert!(authority.admit(&route(None), &request).is_err());
     }
@@ -954,6 +955,7 @@ fn admit_to(authority: &Authority, route: &Route, headers: &HeaderMap) -> Result
     authority.admit(
         route,
         &Request {
+            message: None,
             headers,
             params: &params,
             query: &query,

@@ -80,6 +80,9 @@ pub enum TokenSource {
         /// Its name.
         name: String,
     },
+    /// The first message after the upgrade; the last source, since it is there only if it is
+    /// waited for.
+    FirstMessage,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -162,6 +165,11 @@ impl written::Auth {
             let text = written.get_ref()[again].get_ref();
             return Err(source.error(&at, format!("{text:?} is listed twice; expected it once")));
         }
+        let first_message = sources.iter().position(|s| *s == TokenSource::FirstMessage);
+        if first_message.is_some_and(|at| at + 1 < sources.len()) {
+            let what = r#""first_message" is what is left if no other source has a token; expected it at the end"#;
+            return Err(source.error(&at, what));
+        }
         let has_cookie = sources
             .iter()
             .any(|source| matches!(source, TokenSource::Cookie { .. }));
@@ -232,11 +240,9 @@ impl TokenSource {
             ("query", Some(name)) if !name.is_empty() => Ok(Self::Query {
                 name: name.to_owned(),
             }),
-            ("first_message", None) => Err(Wrong::new(
-                r#"is not supported yet; expected "header", "subprotocol:PREFIX", "cookie:NAME" or "query:NAME""#,
-            )),
+            ("first_message", None) => Ok(Self::FirstMessage),
             _ => Err(Wrong::new(
-                r#"is not a source of tokens; expected "header", "subprotocol:PREFIX", "cookie:NAME" or "query:NAME""#,
+                r#"is not a source of tokens; expected "header", "subprotocol:PREFIX", "cookie:NAME", "query:NAME" or "first_message""#,
             )),
         }
     }

@@ -10,6 +10,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_tungstenite::HyperWebsocket;
 
+use super::BAD_HANDSHAKE;
 use super::Router;
 use super::request::{Asked, has_valid_key};
 use crate::protocol::outcome::{Outcome, Refusal};
@@ -37,8 +38,7 @@ pub(super) fn not_an_upgrade(request: &Request<Incoming>) -> Option<Answer> {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return Some(answer);
     }
-    (!has_valid_key(request.headers()))
-        .then(|| status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake")))
+    (!has_valid_key(request.headers())).then(|| status_answer(&BAD_HANDSHAKE))
 }
 
 /// A refusal by status, as JSON.

@@ -156,7 +156,7 @@ impl Router {
             return Ok(status_answer(&refusal));
         }
         let (parts, body) = request.into_parts();
-        let asked = Asked::new(&parts, BTreeMap::new());
+        let asked = Asked::new(&parts.uri, &parts.headers, BTreeMap::new());
         let mut request = Request::from_parts(parts, body);
         self.refuse(&mut request, &asked, refusal, held)
     }

@@ -14,7 +14,7 @@ use crate::hub::Hub;
 use crate::hub::chunk::FormatId;
 use crate::metrics::{
     BYTES_SENT, CLIENT_MESSAGES, CLOSES, CURSORS_MALFORMED, DELIVERY_LATENCY, ENTRIES_CONFLATED,
-    FRAMES_SENT, Metrics, RESYNCS, SESSION_LAG, SESSIONS, SNAPSHOT_CURSORS_IGNORED,
+    FRAMES_SENT, Metrics, RESYNCS, SESSION_LAG, SESSIONS, SNAPSHOT_CURSORS_IGNORED, TOKEN_RENEWALS,
 };
 use crate::protocol::encoder::Encoder;
 use crate::protocol::{ClientMessage, LossReason};
@@ -238,11 +238,19 @@ impl Meters {
             .increment(1);
     }
 
+    /// A client has brought a fresh token, which was accepted or not.
+    pub fn note_renewal(&self, accepted: bool) {
+        let outcome = if accepted { "accepted" } else { "refused" };
+        self.metrics
+            .counter(&TOKEN_RENEWALS, &[&self.route, outcome])
+            .increment(1);
+    }
+
     pub(super) fn note_conflated(&self, entries: usize) {
         self.conflated.increment(entries as u64);
     }
 
-    pub(super) fn note_client_message(&self, message: ClientMessage) {
+    pub(super) fn note_client_message(&self, message: &ClientMessage) {
         self.metrics
             .counter(&CLIENT_MESSAGES, &[&self.route, message.as_str()])
             .increment(1);

@@ -273,8 +273,18 @@ impl Socket {
         self.finish().await;
     }
 
+    /// Ready when the peer is gone while nobody receives. What it sends meanwhile stays where it
+    /// is, and hides its leaving.
+    pub async fn gone(&self) {
+        let mut byte = [0];
+        match self.tcp.peek(&mut byte).await {
+            Ok(0) | Err(_) => {}
+            Ok(_) => std::future::pending().await,
+        }
+    }
+
     /// Drops the connection at once, with whatever the kernel still holds.
-    pub(super) fn reset(self) {
+    pub fn reset(self) {
         // A peer that is gone already can't be reset, and needs not.
         let _gone = SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
     }

@@ -23,6 +23,7 @@ mod keys;
 mod limits;
 mod observing;
 mod outages;
+mod renewal;
 mod resuming;
 mod sharing;
 mod streams;
