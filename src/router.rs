@@ -38,7 +38,7 @@ use request::Asked;
 /// Answers every request on the clients' port. Sessions run as tasks of their own.
 pub struct Router {
     config: Arc<Config>,
-    authority: Authority,
+    authority: Arc<Authority>,
     routes: Vec<Arc<ServedRoute>>,
     paths: matchit::Router<usize>,
     hub: Hub,
@@ -69,6 +69,7 @@ impl Router {
     /// Prepares the routes of the config. Sessions will be tasks of `tasks`.
     pub fn new(
         config: Arc<Config>,
+        authority: Arc<Authority>,
         hub: Hub,
         drain: DrainSignal,
         tasks: Tasks,
@@ -92,7 +93,7 @@ impl Router {
                 .expect("the config has checked that paths don't conflict");
         }
         Self {
-            authority: Authority::new(&config, metrics),
+            authority,
             routes,
             paths,
             hub,
@@ -203,6 +204,7 @@ impl Router {
         let grant = self
             .authority
             .admit(route.route(), &request)
+            .await
             .map_err(|rejection| {
                 debug!(route = route.name(), %rejection, "refused");
                 rejection.refusal()
