@@ -6,6 +6,7 @@
 //! client is told. No token, claim or query string reaches a log line or a metric from here.
 
 mod authorize;
+mod explain;
 mod jwks;
 mod key;
 mod key_file;
@@ -31,6 +32,9 @@ use crate::metrics::{Metrics, TOKEN_REJECTIONS};
 use crate::stream::{StreamKey, StreamKeys};
 use crate::tasks::Tasks;
 use authorize::Authorizer;
+pub use explain::{Explained, Finding};
+pub use jwks::JwksError;
+pub use keyring::Fetched;
 pub use rejection::{Rejection, TokenFault};
 use verify::{Verified, Verifier};
 
@@ -86,11 +90,15 @@ struct Tokens {
 }
 
 impl Authority {
-    /// An authority for this config, whose keys are kept up to date by tasks of `tasks`. Every
-    /// key is tried once, so that a build that can't verify tokens fails here and not at the
-    /// first client.
+    /// An authority for this config, whose keys stay as they are. Every key is tried once, so
+    /// that a build that can't verify tokens fails here and not at the first client.
+    pub fn new(config: &Config, metrics: &Metrics) -> Self {
+        Self::of(config.auth.jwt.as_ref(), &config.routes, metrics)
+    }
+
+    /// An authority for this config, whose keys are kept up to date by tasks of `tasks`.
     pub fn start(config: &Config, tasks: &Tasks, metrics: &Metrics) -> Self {
-        let authority = Self::of(config.auth.jwt.as_ref(), &config.routes, metrics);
+        let authority = Self::new(config, metrics);
         if let (Some(tokens), Some(jwt)) = (&authority.tokens, &config.auth.jwt) {
             tokens.verifier.keyring.start(jwt, tasks, metrics);
         }
@@ -120,6 +128,15 @@ impl Authority {
             Some(tokens) if !route.public => self.counted(tokens.verify(request).await)?,
             Some(_) | None => Verified::default(),
         };
+        self.grant(route, verified, request)
+    }
+
+    fn grant(
+        &self,
+        route: &Route,
+        verified: Verified,
+        request: &Request<'_>,
+    ) -> Result<Grant, Rejection> {
         let claims = &verified.claims;
         if !self.authorizer.allows(route, claims, request) {
             return Err(Rejection::NotAllowed);
@@ -135,6 +152,14 @@ impl Authority {
             expires_at: verified.expires_at,
             token_expires_at: verified.token_expires_at,
         })
+    }
+
+    /// Fetches every JWKS once.
+    pub async fn fetch_jwks(&self) -> Vec<Fetched> {
+        match &self.tokens {
+            Some(tokens) => tokens.verifier.keyring.fetch_all().await,
+            None => Vec::new(),
+        }
     }
 
     /// Whether every JWKS was fetched at least once; `None` if there is none.

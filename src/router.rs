@@ -4,6 +4,7 @@
 //! entry that is added meanwhile comes after the position, never between.
 
 mod answer;
+pub mod explain;
 mod origin;
 mod request;
 

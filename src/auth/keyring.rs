@@ -46,11 +46,11 @@ pub(super) struct Opened {
 
 /// Which key has signed a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyName {
+pub(super) struct KeyName {
     /// Its place among the keys of the config, from 0.
-    pub index: usize,
+    pub(super) index: usize,
     /// Its kid in a JWKS.
-    pub kid: Option<String>,
+    pub(super) kid: Option<String>,
 }
 
 /// What decides which keys a token is tried with.

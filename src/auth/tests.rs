@@ -873,7 +873,7 @@ pub(super) fn route(authorize: Option<&str>) -> Route {
     route_with(&authorize.unwrap_or_default())
 }
 
-fn route_with(lines: &str) -> Route {
+pub(super) fn route_with(lines: &str) -> Route {
     config(HMAC_KEY, lines).routes.remove(0)
 }
 

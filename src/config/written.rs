@@ -112,6 +112,7 @@ pub(super) struct Route {
     pub(super) params: BTreeMap<String, Text>,
     pub(super) auth: Option<Text>,
     pub(super) authorize: Option<Text>,
+    pub(super) authorize_headers: Option<Texts>,
     pub(super) history: Option<Spanned<History>>,
     pub(super) resume: Option<Text>,
     pub(super) snapshot: Option<Snapshot>,

@@ -25,6 +25,7 @@ mod outages;
 mod resuming;
 mod sharing;
 mod streams;
+mod token_matrix;
 mod tokens;
 
 /// The path of one client, and the stream that it reads by the base config.

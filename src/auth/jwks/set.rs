@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 use serde_json::Value;
 
 use super::super::key::Key;
@@ -125,7 +125,7 @@ fn usable(member: &Value, algorithms: &[Algorithm]) -> Option<SetKey> {
         .key_operations
         .as_ref()
         .is_none_or(|operations| operations.contains(&KeyOperations::Verify));
-    if !is_for_signatures || !may_verify || !is_public_signing_key(&jwk.algorithm) {
+    if !is_for_signatures || !may_verify {
         return None;
     }
     let named = match member.get("alg") {
@@ -138,7 +138,7 @@ fn usable(member: &Value, algorithms: &[Algorithm]) -> Option<SetKey> {
         .iter()
         .copied()
         .filter(|algorithm| named.is_none_or(|named| named == *algorithm))
-        .filter(|algorithm| fits(&decoding, *algorithm))
+        .filter(|algorithm| suits(&jwk.algorithm, *algorithm) && fits(&decoding, *algorithm))
         .collect();
     let kid = jwk.common.key_id;
     (!algorithms.is_empty()).then(|| SetKey {
@@ -147,15 +147,19 @@ fn usable(member: &Value, algorithms: &[Algorithm]) -> Option<SetKey> {
     })
 }
 
-/// Of the curves, those that a supported algorithm has.
-fn is_public_signing_key(parameters: &AlgorithmParameters) -> bool {
+/// Whether a key of this type and curve is one for the algorithm. Secrets (`oct`) are never
+/// published, and other curves have no algorithm.
+fn suits(parameters: &AlgorithmParameters, algorithm: Algorithm) -> bool {
     match parameters {
-        AlgorithmParameters::RSA(_) => true,
-        AlgorithmParameters::EllipticCurve(ec) => {
-            matches!(ec.curve, EllipticCurve::P256 | EllipticCurve::P384)
+        AlgorithmParameters::RSA(_) => algorithm.family() == AlgorithmFamily::Rsa,
+        AlgorithmParameters::EllipticCurve(ec) => match ec.curve {
+            EllipticCurve::P256 => algorithm == Algorithm::ES256,
+            EllipticCurve::P384 => algorithm == Algorithm::ES384,
+            _ => false,
+        },
+        AlgorithmParameters::OctetKeyPair(okp) => {
+            okp.curve == EllipticCurve::Ed25519 && algorithm == Algorithm::EdDSA
         }
-        AlgorithmParameters::OctetKeyPair(okp) => okp.curve == EllipticCurve::Ed25519,
-        // Secrets (`oct`) are never published, and others have no algorithm.
         _ => false,
     }
 }
