@@ -1,13 +1,19 @@
 //! Who may listen: token sources, keys, claims, CEL authorisation.
 //!
 //! [`Authority::admit`] is the flow of a request: the token is found (`auth/token.rs`) and
-//! verified (`auth/verify.rs`), the route's `authorize` is asked (`auth/authorize.rs`), and the
+//! verified (`auth/verify.rs`) by the keys of the config (`auth/keyring.rs`), the route's `authorize` is asked (`auth/authorize.rs`), and the
 //! streams are resolved. What comes out is a [`Grant`], or a [`Rejection`] that knows what the
 //! client is told. No token, claim or query string reaches a log line or a metric from here.
 
 mod authorize;
+mod explain;
+mod jwks;
+mod key;
+mod key_file;
+mod keyring;
 pub mod mint;
 mod rejection;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -25,7 +31,11 @@ use crate::config::{Config, Jwt, Route, TokenSource};
 use crate::metrics::{Metrics, TOKEN_REJECTIONS};
 use crate::secret::Secret;
 use crate::stream::{StreamKey, StreamKeys};
+use crate::tasks::Tasks;
 use authorize::Authorizer;
+pub use explain::{Explained, Finding};
+pub use jwks::JwksError;
+pub use keyring::Fetched;
 pub use rejection::{Rejection, TokenFault};
 use verify::{Verified, Verifier};
 
@@ -83,10 +93,19 @@ struct Tokens {
 }
 
 impl Authority {
-    /// An authority for this config. Every key is tried once, so that a build that can't
-    /// verify tokens fails here and not at the first client.
+    /// An authority for this config, whose keys stay as they are. Every key is tried once, so
+    /// that a build that can't verify tokens fails here and not at the first client.
     pub fn new(config: &Config, metrics: &Metrics) -> Self {
         Self::of(config.auth.jwt.as_ref(), &config.routes, metrics)
+    }
+
+    /// An authority for this config, whose keys are kept up to date by tasks of `tasks`.
+    pub fn start(config: &Config, tasks: &Tasks, metrics: &Metrics) -> Self {
+        let authority = Self::new(config, metrics);
+        if let (Some(tokens), Some(jwt)) = (&authority.tokens, &config.auth.jwt) {
+            tokens.verifier.keyring.start(jwt, tasks, metrics);
+        }
+        authority
     }
 
     fn of(jwt: Option<&Jwt>, routes: &[Route], metrics: &Metrics) -> Self {
@@ -96,7 +115,7 @@ impl Authority {
             (fault.reason(), counter)
         });
         Self {
-            tokens: jwt.map(Tokens::new),
+            tokens: jwt.map(|jwt| Tokens::new(jwt, metrics)),
             authorizer: Authorizer::new(routes),
             rejections: rejections.collect(),
         }
@@ -106,12 +125,21 @@ impl Authority {
     ///
     /// A public route ignores whatever token there is: it has no claims. Its `authorize` is
     /// asked all the same, for it may look at path and query, and a rule that is written down
-    /// is not passed over.
-    pub fn admit(&self, route: &Route, request: &Request<'_>) -> Result<Grant, Rejection> {
+    /// is not passed over. Takes no time, but where a JWKS has to be asked for an unknown key.
+    pub async fn admit(&self, route: &Route, request: &Request<'_>) -> Result<Grant, Rejection> {
         let verified = match &self.tokens {
-            Some(tokens) if !route.public => self.counted(tokens.verify(request))?,
+            Some(tokens) if !route.public => self.counted(tokens.verify(request).await)?,
             Some(_) | None => Verified::default(),
         };
+        self.grant(route, verified, request)
+    }
+
+    fn grant(
+        &self,
+        route: &Route,
+        verified: Verified,
+        request: &Request<'_>,
+    ) -> Result<Grant, Rejection> {
         let claims = &verified.claims;
         if !self.authorizer.allows(route, claims, request) {
             return Err(Rejection::NotAllowed);
@@ -140,6 +168,19 @@ impl Authority {
                     Err(TokenFault::Missing)
                 )
         })
+    }
+
+    /// Fetches every JWKS once.
+    pub async fn fetch_jwks(&self) -> Vec<Fetched> {
+        match &self.tokens {
+            Some(tokens) => tokens.verifier.keyring.fetch_all().await,
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether every JWKS was fetched at least once; `None` if there is none.
+    pub fn has_keys(&self) -> Option<bool> {
+        self.tokens.as_ref()?.verifier.keyring.are_there()
     }
 
     /// The subprotocol that carries a token in this offer, if a token source says so.
@@ -177,16 +218,16 @@ impl Authority {
 }
 
 impl Tokens {
-    fn new(jwt: &Jwt) -> Self {
+    fn new(jwt: &Jwt, metrics: &Metrics) -> Self {
         Self {
             sources: jwt.token_from.clone(),
-            verifier: Verifier::new(jwt),
+            verifier: Verifier::new(jwt, metrics),
         }
     }
 
-    fn verify(&self, request: &Request<'_>) -> Result<Verified, TokenFault> {
+    async fn verify(&self, request: &Request<'_>) -> Result<Verified, TokenFault> {
         let token = token::find(&self.sources, request)?;
-        self.verifier.verify(&token)
+        self.verifier.verify(&token).await
     }
 }
 

@@ -7,6 +7,7 @@ pub mod drain;
 pub mod hub;
 pub mod listener;
 pub mod metrics;
+pub mod outbound;
 pub mod protocol;
 pub mod relay;
 pub mod router;

@@ -75,6 +75,10 @@ table! {
     SNAPSHOT_CURSORS_IGNORED = Kind::Counter, "relay_snapshot_cursors_ignored_total" ["route", "reason"] "Cursor headers of the API that could not be used.";
     TOKEN_REJECTIONS = Kind::Counter, "relay_token_rejections_total" ["reason"] "Requests whose token was refused, by reason.";
     TOKEN_RENEWALS = Kind::Counter, "relay_token_renewals_total" ["route", "outcome"] "Fresh tokens on open connections, accepted or refused.";
+    JWKS_REFRESHES = Kind::Counter, "relay_jwks_refreshes_total" ["key", "outcome"] "Fetches of a JWKS by outcome; key is its place in the config, from 1.";
+    JWKS_LAST_SUCCESS = Kind::Gauge, "relay_jwks_last_success_timestamp_seconds" ["key"] "When a JWKS was last fetched, in seconds from the Unix epoch; 0: never.";
+    JWKS_KEYS = Kind::Gauge, "relay_jwks_keys" ["key"] "Keys of a JWKS that can be used.";
+    KEY_FILE_RELOADS = Kind::Counter, "relay_key_file_reloads_total" ["outcome"] "Changes of files that hold keys: read, or not usable.";
     REDIS_UP = Kind::Gauge, "relay_redis_up" [] "1 while the reader gets answers from Redis.";
     REDIS_RECONNECTS = Kind::Counter, "relay_redis_reconnects_total" ["reason"] "Connections of the reader that were given up, by reason.";
     REDIS_TRACKING = Kind::Gauge, "relay_redis_tracking" [] "1 while changes are pushed by CLIENT TRACKING, 0 while streams are polled.";

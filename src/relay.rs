@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::admin::Admin;
+use crate::auth::Authority;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::hub::Hub;
@@ -63,8 +64,10 @@ impl Relay {
         let (clients, own) = (Tasks::default(), Tasks::default());
         let drain = Drain::new(config.drain, clients.clone(), own.clone(), &metrics);
         let hub = Hub::start(config.clone(), &own, &metrics)?;
+        let authority = Arc::new(Authority::start(&config, &own, &metrics));
         let router = Arc::new(Router::new(
             config.clone(),
+            authority.clone(),
             hub.clone(),
             drain.signal().clone(),
             clients.clone(),
@@ -80,6 +83,7 @@ impl Relay {
         );
         let admin = Admin::new(
             hub,
+            authority,
             router,
             drain.clone(),
             metrics.clone(),

@@ -5,6 +5,7 @@
 
 mod admission;
 mod answer;
+pub mod explain;
 mod first_message;
 mod forwarded;
 mod limits;
@@ -44,7 +45,7 @@ pub use limits::{AddressPlace, come_back_later};
 /// Answers every request on the clients' port. Sessions run as tasks of their own.
 pub struct Router {
     config: Arc<Config>,
-    authority: Authority,
+    authority: Arc<Authority>,
     limits: Limits,
     routes: Vec<Arc<ServedRoute>>,
     paths: matchit::Router<usize>,
@@ -69,6 +70,7 @@ impl Router {
     /// Prepares the routes of the config. Sessions will be tasks of `tasks`.
     pub fn new(
         config: Arc<Config>,
+        authority: Arc<Authority>,
         hub: Hub,
         drain: DrainSignal,
         tasks: Tasks,
@@ -92,7 +94,7 @@ impl Router {
                 .expect("the config has checked that paths don't conflict");
         }
         Self {
-            authority: Authority::new(&config, metrics),
+            authority,
             limits: Limits::new(&config.server),
             routes,
             paths,

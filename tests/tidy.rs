@@ -24,6 +24,7 @@ const LAYERS: [&[&str]; 9] = [
         "stream",
         "secret",
         "metrics",
+        "outbound",
         "telemetry",
         "tasks",
         "throttle",

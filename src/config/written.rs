@@ -81,6 +81,7 @@ pub(super) struct Auth {
     pub(super) issuer: Option<Texts>,
     pub(super) audience: Option<Texts>,
     pub(super) require: Option<Spanned<toml::Table>>,
+    pub(super) typ: Option<Texts>,
     pub(super) subject_claim: Option<Text>,
     pub(super) leeway: Option<Text>,
     pub(super) expiry: Option<Text>,
@@ -98,6 +99,7 @@ pub(super) struct Key {
     pub(super) jwks_url: Option<Text>,
     pub(super) refresh: Option<Text>,
     pub(super) cooldown: Option<Text>,
+    pub(super) ca_file: Option<Text>,
 }
 
 #[derive(serde::Deserialize)]
@@ -110,6 +112,7 @@ pub(super) struct Route {
     pub(super) params: BTreeMap<String, Text>,
     pub(super) auth: Option<Text>,
     pub(super) authorize: Option<Text>,
+    pub(super) authorize_headers: Option<Texts>,
     pub(super) history: Option<Spanned<History>>,
     pub(super) resume: Option<Text>,
     pub(super) snapshot: Option<Snapshot>,
@@ -270,11 +273,12 @@ mod tests {
     const REFERENCE: &str = include_str!("../../relay.toml");
 
     /// Keys that the reference shows in comments only: they can't stand beside the others.
-    const COMMENTED: [&str; 4] = [
+    const COMMENTED: [&str; 5] = [
         "auth.key.public_key",
         "auth.key.jwks_url",
         "auth.key.refresh",
         "auth.key.cooldown",
+        "auth.key.ca_file",
     ];
 
     /// All keys of a table: serde lists them when it meets one that is not among them.

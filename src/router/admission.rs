@@ -83,7 +83,7 @@ impl Router {
             query: &asked.query,
             message,
         };
-        let admitted = self.authority.admit(route.route(), &request);
+        let admitted = self.authority.admit(route.route(), &request).await;
         admitted.map_err(|rejection| {
             debug!(route = route.name(), %rejection, "refused");
             rejection.refusal()

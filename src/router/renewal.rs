@@ -1,8 +1,9 @@
 //! A fresh token for a session that is already there.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use hyper::header::{AUTHORIZATION, HeaderValue, ORIGIN};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Uri};
 use tracing::debug;
 
@@ -86,15 +87,17 @@ impl Renewal {
     }
 }
 
-/// The headers that go to the API, and the origin.
+/// The headers that go to the API, those that `authorize` sees, and the origin.
 fn needed_later(route: &ServedRoute, headers: &HeaderMap) -> HeaderMap {
-    let forwarded = route
-        .route()
-        .snapshot
+    let route = route.route();
+    let forwarded = route.snapshot.iter().flat_map(|snapshot| &snapshot.forward);
+    let seen = route
+        .authorize
         .iter()
-        .flat_map(|snapshot| &snapshot.forward);
+        .flat_map(|authorize| &authorize.headers);
+    let names: HashSet<&HeaderName> = forwarded.chain(seen).chain([&ORIGIN]).collect();
     let mut kept = HeaderMap::new();
-    for name in forwarded.chain([&ORIGIN]) {
+    for name in names {
         for value in headers.get_all(name) {
             kept.append(name, value.clone());
         }

@@ -18,7 +18,9 @@ mod harness;
 mod heads;
 mod hostile;
 mod joining;
+mod jwks;
 mod keepalive;
+mod key_files;
 mod keys;
 mod limits;
 mod observing;
@@ -27,6 +29,7 @@ mod renewal;
 mod resuming;
 mod sharing;
 mod streams;
+mod token_matrix;
 mod tokens;
 
 /// The path of one client, and the stream that it reads by the base config.

@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub(crate) mod command;
 pub(crate) mod config;
 pub(crate) mod http;
+pub(crate) mod jwks;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
