@@ -17,6 +17,7 @@ mod server;
 mod snapshot;
 mod source;
 pub mod template;
+mod tls;
 mod value;
 mod written;
 
@@ -35,6 +36,7 @@ pub use redis::{Redis, Wake};
 pub use route::{History, Route};
 pub use server::{Client, OriginPattern, Server};
 pub use snapshot::{OnError, Share, Snapshot};
+pub use tls::Tls;
 
 /// The whole of `relay.toml`.
 #[derive(Debug)]

@@ -27,6 +27,7 @@ const LAYERS: [&[&str]; 9] = [
         "telemetry",
         "tasks",
         "throttle",
+        "tls",
         "wake",
     ],
 ];
