@@ -19,6 +19,7 @@ mod slow;
 mod snapshot;
 mod source;
 pub mod template;
+mod tls;
 mod value;
 mod written;
 
@@ -39,6 +40,7 @@ pub use route::{History, Route};
 pub use server::{Client, OriginPattern, Server};
 pub use slow::{JsonPointer, Slow, WhenLagging};
 pub use snapshot::{OnError, Share, Snapshot};
+pub use tls::Tls;
 
 /// The whole of `relay.toml`.
 #[derive(Debug)]

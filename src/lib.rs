@@ -19,5 +19,6 @@ pub mod stream;
 pub mod tasks;
 pub mod telemetry;
 pub mod throttle;
+pub mod tls;
 pub mod wake;
 pub mod websocket;

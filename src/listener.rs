@@ -1,5 +1,7 @@
 //! The clients' port: an accept loop, and one tracked task per connection.
 
+pub mod tls;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -16,9 +18,10 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::Gauge;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::config::Server;
@@ -28,6 +31,7 @@ use crate::protocol::outcome::{Outcome, Refusal};
 use crate::router::{Aborted, AddressPlace, Answer, Router, come_back_later, status_answer};
 use crate::session::ending::DrainSignal;
 use crate::tasks::Tasks;
+use tls::Tls;
 
 /// Connections that the kernel completes before they are accepted; it has a limit of its own.
 const BACKLOG: u32 = 4096;
@@ -66,6 +70,8 @@ pub struct ClientPort {
     drain: DrainSignal,
     tasks: Tasks,
     http: http1::Builder,
+    tls: Option<Tls>,
+    handshake_timeout: Duration,
     send_buffer: usize,
     seats: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
@@ -100,6 +106,7 @@ impl ClientPort {
     /// Connections are tasks of `tasks`, and sessions have to be as well.
     pub fn new(
         server: &Server,
+        tls: Option<Tls>,
         router: Arc<Router>,
         drain: DrainSignal,
         tasks: Tasks,
@@ -115,12 +122,19 @@ impl ClientPort {
             drain,
             tasks,
             http,
+            tls,
+            handshake_timeout: server.handshake_timeout,
             send_buffer: server.send_buffer,
             seats: Arc::new(Semaphore::new(server.max_connections)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
             open: metrics.gauge(&CONNECTIONS, &[]),
             metrics: metrics.clone(),
         }
+    }
+
+    /// Whether clients need TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Accepts connections until a drain refuses them; then the port is closed.
@@ -191,12 +205,32 @@ impl ClientPort {
             debug!(%error, "a connection was gone before it was served");
             return;
         }
+        let Some(tls) = &self.tls else {
+            self.converse(stream, &self.http, peer, standing).await;
+            return;
+        };
+        let (began, asked) = (Instant::now(), AtomicBool::new(false));
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream, self.handshake_timeout) => accepted,
+            () = self.is_over(&asked) => return,
+        };
+        if let Some(stream) = accepted {
+            let mut http = self.http.clone();
+            http.header_read_timeout(self.handshake_timeout.saturating_sub(began.elapsed()));
+            self.converse(stream, &http, peer, standing).await;
+        }
+    }
+
+    async fn converse<S>(&self, stream: S, http: &http1::Builder, peer: IpAddr, standing: Standing)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let asked = AtomicBool::new(false);
         let service = service_fn(|request| {
             asked.store(true, Ordering::Relaxed);
             self.answer(peer, request, standing.clone())
         });
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let connection = http.serve_connection(TokioIo::new(stream), service);
         let served = tokio::select! {
             served = connection.with_upgrades() => served,
             () = self.is_over(&asked) => return,

@@ -59,9 +59,11 @@ table! {
     CONNECTIONS = Kind::Gauge, "relay_connections" [] "Open TCP connections of clients, upgraded or not.";
     SESSIONS = Kind::Gauge, "relay_sessions" ["route"] "Clients that are being served.";
     CONNECTS = Kind::Counter, "relay_connects_total" ["route", "outcome"] "Requests by outcome: accepted, or the reason of the refusal.";
+    TLS_FAILURES = Kind::Counter, "relay_tls_handshake_failures_total" ["reason"] "TLS handshakes that failed: closed by the client, out of time, or refused by either side.";
+    TLS_RELOADS = Kind::Counter, "relay_tls_reloads_total" ["outcome"] "Times that the certificate's files have changed: loaded, or failed and the old one stays.";
     CLOSES = Kind::Counter, "relay_closes_total" ["route", "code"] "Sessions that ended, by close code; 1005 and 1006 as RFC 6455 has them.";
     FRAMES_SENT = Kind::Counter, "relay_frames_sent_total" ["route"] "Messages handed to clients.";
-    BYTES_SENT = Kind::Counter, "relay_bytes_sent_total" ["route"] "Bytes of messages that the kernel took.";
+    BYTES_SENT = Kind::Counter, "relay_bytes_sent_total" ["route"] "Bytes to clients that the kernel took; with TLS as they are encrypted.";
     DELIVERY_LATENCY = Kind::Histogram(SECONDS), "relay_delivery_latency_seconds" ["route"] "From the milliseconds of an entry's id to its sending; live entries only.";
     SESSION_LAG = Kind::Histogram(ENTRIES), "relay_session_lag_entries" ["route"] "Entries of a stream that a session has still before it, seen at each batch.";
     RESYNCS = Kind::Counter, "relay_resyncs_total" ["route", "reason"] "Times that continuity was lost and the client was told.";

@@ -15,6 +15,7 @@ use crate::auth::Authority;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::hub::Hub;
+use crate::listener::tls::Tls;
 use crate::listener::{self, ClientPort};
 use crate::metrics::Metrics;
 use crate::router::Router;
@@ -74,8 +75,11 @@ impl Relay {
             &metrics,
         ));
         let signal = drain.signal().clone();
+        let tls = config.server.tls.as_ref();
+        let tls = tls.map(|tls| Tls::start(tls, &own, &metrics)).transpose()?;
         let port = ClientPort::new(
             &config.server,
+            tls,
             router.clone(),
             signal,
             clients.clone(),
@@ -115,8 +119,8 @@ impl Relay {
             listen,
             admin_listen,
         } = self.addresses;
-        info!(%listen, %admin_listen, "listening");
         let (port, admin) = (Arc::new(self.port), Arc::new(self.admin));
+        info!(%listen, %admin_listen, tls = port.speaks_tls(), "listening");
         // Accepting is one of the clients' tasks, so that a drain can't end before it.
         let accepting = self.clients.spawn("accept", port.accept(self.socket));
         let administering = admin.accept(self.admin_socket, self.own.clone());

@@ -5,6 +5,7 @@
 
 mod control;
 mod socket;
+mod transport;
 
 use std::future::poll_fn;
 use std::pin::Pin;

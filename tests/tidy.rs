@@ -28,6 +28,7 @@ const LAYERS: [&[&str]; 9] = [
         "telemetry",
         "tasks",
         "throttle",
+        "tls",
         "wake",
     ],
 ];

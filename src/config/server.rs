@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::source::Source;
 use super::value::{Wrong, address, one_of, positive_duration, size_from};
 use super::written::Scalar;
-use super::{Auth, ConfigError, written};
+use super::{Auth, ConfigError, Tls, written};
 use crate::telemetry::{Log, LogFormat};
 
 /// No limit needs to be higher.
@@ -30,7 +30,7 @@ pub struct Server {
     pub max_connections_per_subject: Option<NonZeroU32>,
     /// Upgrade requests in a second.
     pub connects_per_second: Option<NonZeroU32>,
-    /// From accept to the last byte of the request head.
+    /// From accept to the last byte of the request head, the TLS handshake included.
     pub handshake_timeout: Duration,
     /// Bytes of a request head; at least what the HTTP parser needs (8 KiB).
     pub max_head: usize,
@@ -40,6 +40,8 @@ pub struct Server {
     pub trusted_proxies: Vec<IpNet>,
     /// Empty: the page's host name must be the request's, or there is no Origin header.
     pub allowed_origins: Vec<OriginPattern>,
+    /// Absent: the clients' port speaks plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 /// Pages that may connect.
@@ -92,6 +94,7 @@ impl written::Server {
                 &[],
                 OriginPattern::parse,
             )?,
+            tls: self.tls.check(source)?,
         };
         if let Some(written) = self.admin_listen.as_ref().or(self.listen.as_ref())
             && server.listen == server.admin_listen

@@ -50,6 +50,15 @@ pub(super) struct Server {
     pub(super) send_buffer: Option<Text>,
     pub(super) trusted_proxies: Option<Texts>,
     pub(super) allowed_origins: Option<Texts>,
+    #[serde(default)]
+    pub(super) tls: Tls,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) cert: Option<Text>,
+    pub(super) key: Option<Text>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -320,6 +329,7 @@ mod tests {
     fn the_reference_has_every_key() {
         let mut known = BTreeSet::new();
         known.extend(keys_of::<Server>("server"));
+        known.extend(keys_of::<Tls>("server.tls"));
         known.extend(keys_of::<Redis>("redis"));
         known.extend(keys_of::<Auth>("auth"));
         known.extend(keys_of::<Key>("auth.key"));
@@ -331,7 +341,8 @@ mod tests {
         known.extend(keys_of::<Drain>("drain"));
         known.extend(keys_of::<Client>("client"));
         known.extend(keys_of::<Log>("log"));
-        for table in ["auth.key", "route.snapshot", "route.message", "route.slow"] {
+        let tables = ["auth.key", "route.snapshot", "route.message", "route.slow"];
+        for table in tables.into_iter().chain(["server.tls"]) {
             assert!(known.remove(table), "{table}");
         }
         let (mut found, commented) = keys_in_reference();
