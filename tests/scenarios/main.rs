@@ -26,6 +26,7 @@ mod outages;
 mod resuming;
 mod sharing;
 mod streams;
+mod tls;
 mod tokens;
 
 /// The path of one client, and the stream that it reads by the base config.
