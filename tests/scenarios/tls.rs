@@ -221,16 +221,13 @@ async fn a_certificate_is_replaced_while_clients_stay() {
     reloads("failed", 1.0).await;
     stage.mount.put(&another.cert_pem(), "");
     reloads("failed", 2.0).await;
-    let said = |line: &String| line.contains("ERROR") && line.contains("the old one stays");
-    assert_eq!(
-        stage
-            .relay
-            .log_lines()
-            .iter()
-            .filter(|line| said(line))
-            .count(),
-        2
-    );
+    // The line is on its way when the counter is there.
+    eventually("both are said", async || {
+        let lines = stage.relay.log_lines();
+        let said = |line: &&String| line.contains("ERROR") && line.contains("the old one stays");
+        (lines.iter().filter(said).count() == 2).then_some(())
+    })
+    .await;
     let mut third = stage
         .relay
         .upgrade(JOB)
