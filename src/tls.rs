@@ -102,7 +102,8 @@ impl Contents {
                 error => is_no_pem(&error),
             })
         })?;
-        let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(wrong)?;
+        let key = CertifiedKey::from_der(chain, key, &default_provider())
+            .map_err(|error| wrong(&error))?;
         Ok(Certificate { key: Arc::new(key) })
     }
 }
@@ -112,7 +113,7 @@ fn is_no_pem(_error: &PemError) -> String {
     "is broken; expected PEM".to_owned()
 }
 
-fn wrong(error: rustls::Error) -> CertificateError {
+fn wrong(error: &rustls::Error) -> CertificateError {
     match error {
         rustls::Error::InconsistentKeys(_) => CertificateError::Key(
             "does not belong to the certificate; expected the certificate's own key".to_owned(),

@@ -30,6 +30,7 @@ mod resuming;
 mod sharing;
 mod streams;
 mod token_matrix;
+mod tls;
 mod tokens;
 
 /// The path of one client, and the stream that it reads by the base config.

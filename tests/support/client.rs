@@ -5,17 +5,17 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::wait::{DEADLINE, within};
 
 /// It reads only when it is asked for a frame: between that it is a slow client.
 pub(crate) struct Client {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     protocol: Option<String>,
     cursor: Option<String>,
     pings: usize,
@@ -42,11 +42,24 @@ pub(crate) enum Received {
 impl Client {
     /// On a stream that has been upgraded, with the bytes that came after its head.
     pub(crate) async fn new(stream: TcpStream, read: Vec<u8>, protocol: Option<String>) -> Self {
-        let config = WebSocketConfig::default()
+        let stream = MaybeTlsStream::Plain(stream);
+        let config = Some(Self::config());
+        let socket = WebSocketStream::from_partially_read(stream, read, Role::Client, config);
+        Self::of(socket.await, protocol)
+    }
+
+    /// It takes messages of any size.
+    pub(crate) fn config() -> WebSocketConfig {
+        WebSocketConfig::default()
             .max_message_size(None)
-            .max_frame_size(None);
-        let socket =
-            WebSocketStream::from_partially_read(stream, read, Role::Client, Some(config)).await;
+            .max_frame_size(None)
+    }
+
+    /// On a socket that is there.
+    pub(crate) fn of(
+        socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+        protocol: Option<String>,
+    ) -> Self {
         Self {
             socket,
             protocol,

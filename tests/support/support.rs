@@ -14,6 +14,7 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod relay;
+pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod upgrade;
 pub(crate) mod wait;

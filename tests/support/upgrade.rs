@@ -9,6 +9,8 @@ use socket2::{Domain, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error};
+use tokio_tungstenite::{Connector, client_async_tls_with_config};
 
 use super::client::{Client, Received};
 use super::http::{Response, read_body, read_head};
@@ -186,6 +188,23 @@ impl Upgrade {
         let protocol = protocol.map(ToOwned::to_owned);
         let client = Client::new(stream, response.body, protocol).await;
         Answer::Upgraded(Box::new(client))
+    }
+
+    /// A client over TLS, by a library all the way; or why there is none.
+    pub(crate) async fn open_tls(self, trust: Connector) -> Result<Client, Error> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(&self.query);
+        let (port, path, query) = (self.address.port(), &self.path, query.finish());
+        let uri = format!("wss://localhost:{port}{path}?{query}");
+        let mut request = ClientRequestBuilder::new(uri.parse().expect("an address"));
+        if let Some(token) = &self.token {
+            request = request.with_header("authorization", format!("Bearer {token}"));
+        }
+        let stream = self.connect().await;
+        let config = Some(Client::config());
+        let opening = client_async_tls_with_config(request, stream, config, Some(trust));
+        let (socket, _) = within(DEADLINE, "a handshake over TLS", opening).await?;
+        Ok(Client::of(socket, None))
     }
 
     async fn connect(&self) -> TcpStream {
