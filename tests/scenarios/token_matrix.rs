@@ -11,7 +11,7 @@ use crate::support::jwks::{IssuerKey, set};
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
 use crate::support::token::{RsaKey, SECRET, claims_of, forged, now, signed};
-use crate::support::upgrade::{Refusal, Upgrade};
+use crate::support::upgrade::{Answer, Refusal, Upgrade};
 use crate::support::wait::eventually;
 
 /// Where a token can be: its name, and how a request brings it there.
@@ -102,16 +102,15 @@ impl Issuers {
         let good = claims(json!({}));
         let refused = "relay_token_rejections_total";
         for token in [
-            self.old.sign(&good),
             self.kept.sign_as(Some("nobody"), &good),
+            self.old.sign(&good),
         ] {
             // Once it was looked for, it is known to be unknown.
             eventually("the kid is unknown", async || {
                 let labels = [("reason", "token_unknown_key")];
                 let before = relay.metrics().await.value(refused, &labels);
                 let upgrade = relay.upgrade(JOB).token(token.clone());
-                if let crate::support::upgrade::Answer::Upgraded(mut client) = upgrade.send().await
-                {
+                if let Answer::Upgraded(mut client) = upgrade.send().await {
                     client.next().await;
                 }
                 (relay.metrics().await.value(refused, &labels) > before).then_some(())
@@ -155,175 +154,144 @@ fn with_header(key: &IssuerKey, change: impl Fn(&mut Header)) -> String {
 }
 
 fn cases(issuers: &Issuers) -> Vec<Case> {
+    [
+        good_ones(issuers),
+        forms_and_headers(issuers),
+        signatures(issuers),
+        kids(issuers),
+        wrong_claims(),
+        claims_of_a_wrong_type(),
+    ]
+    .concat()
+}
+
+fn good_ones(issuers: &Issuers) -> Vec<Case> {
     let good = claims(json!({}));
-    let other_secret = SECRET.replace("scenarios", "attackers");
-    let tampered = {
-        let (one, two) = (hmac(json!({})), hmac(json!({ "role": "admin" })));
-        let (head, _) = one.rsplit_once('.').expect("three parts");
-        let (_, signature) = two.rsplit_once('.').expect("three parts");
-        format!("{head}.{signature}")
-    };
-    let of_rsa = issuers.rsa.sign(&good);
-    let of_rsa_changed = {
-        let (head, signature) = of_rsa.rsplit_once('.').expect("three parts");
-        format!("{head}.{}", signature.chars().rev().collect::<String>())
-    };
-    let eddsa = json!({ "alg": "EdDSA", "typ": "JWT", "kid": "any" });
-    let with = |name: &str, value: Value| hmac(json!({ name: value }));
-    let public_pem = issuers.rsa.public_pem();
-    let unknown = issuers.kept.sign_as(Some("nobody"), &good);
-    let mut cases: Vec<Case> = vec![
-        ("good, HMAC", Ok(()), hmac(json!({}))),
-        (
-            "good, the next secret",
-            Ok(()),
-            signed(next_secret().as_bytes(), &good),
-        ),
-        ("good, RSA", Ok(()), of_rsa),
-        ("good, JWKS", Ok(()), issuers.kept.sign(&good)),
-        ("good, rotated in", Ok(()), issuers.new.sign(&good)),
-        (
-            "good, another typ",
-            Ok(()),
-            with_header(&issuers.kept, |h| h.typ = Some("application/AT+JWT".into())),
-        ),
-        (
-            "good, several audiences",
-            Ok(()),
-            with("aud", json!(["x", "jobs"])),
-        ),
-        (
-            "good, expired within leeway",
-            Ok(()),
-            with("exp", json!(now() - 5)),
-        ),
-        ("good, soon valid", Ok(()), with("nbf", json!(now() + 20))),
-        ("good, a number as subject", Ok(()), with("sub", json!(7))),
-        ("empty", Err("token_malformed"), String::new()),
-        ("garbage", Err("token_malformed"), "garbage".into()),
-        (
-            "two parts",
-            Err("token_malformed"),
-            "YWJjZGVmZ2g.YWJjZGVmZ2g".into(),
-        ),
-        (
-            "no JSON",
-            Err("token_malformed"),
-            "YWJjZGVmZ2g.YWJjZGVmZ2g.YWJjZGVmZ2g".into(),
-        ),
-        (
-            "oversized",
-            Err("token_too_large"),
-            with("padding", json!("x".repeat(7000))),
-        ),
-        (
-            "crit",
-            Err("token_crit"),
-            forged(
-                &json!({ "alg": "HS256", "typ": "JWT", "crit": ["exp"] }),
-                &good,
-                b"x",
-            ),
-        ),
-        (
+    let access = |header: &mut Header| header.typ = Some("application/AT+JWT".to_owned());
+    let next = signed(next_secret().as_bytes(), &good);
+    let tokens = [
+        ("good, HMAC", hmac(json!({}))),
+        ("good, the next secret", next),
+        ("good, RSA", issuers.rsa.sign(&good)),
+        ("good, JWKS", issuers.kept.sign(&good)),
+        ("good, rotated in", issuers.new.sign(&good)),
+        ("good, another typ", with_header(&issuers.kept, access)),
+        ("good, audiences", hmac(json!({ "aud": ["x", "jobs"] }))),
+        ("good, within leeway", hmac(json!({ "exp": now() - 5 }))),
+        ("good, soon valid", hmac(json!({ "nbf": now() + 20 }))),
+        ("good, a number", hmac(json!({ "sub": 7 }))),
+    ];
+    tokens.map(|(name, token)| (name, Ok(()), token)).into()
+}
+
+fn forms_and_headers(issuers: &Issuers) -> Vec<Case> {
+    let headed = |header: Value| forged(&header, &claims(json!({})), b"x");
+    let of_alg = |alg: &str| headed(json!({ "alg": alg, "typ": "JWT" }));
+    let unsigned = json!({ "alg": "none", "typ": "JWT" });
+    let crit = json!({ "alg": "HS256", "typ": "JWT", "crit": ["exp"] });
+    let logout = |header: &mut Header| header.typ = Some("logout+jwt".to_owned());
+    let large = hmac(json!({ "padding": "x".repeat(7000) }));
+    let part = "YWJjZGVmZ2hpamts";
+    vec![
+        bad("empty", "token_malformed", ""),
+        bad("garbage", "token_malformed", "garbage"),
+        bad("two parts", "token_malformed", [part, part].join(".")),
+        bad("no JSON", "token_malformed", [part, part, part].join(".")),
+        bad("oversized", "token_too_large", large),
+        bad("crit", "token_crit", headed(crit)),
+        bad(
             "alg none",
-            Err("token_algorithm"),
-            forged(&json!({ "alg": "none", "typ": "JWT" }), &good, b""),
+            "token_algorithm",
+            forged(&unsigned, &claims(json!({})), b""),
         ),
-        (
-            "alg NONE",
-            Err("token_algorithm"),
-            forged(&json!({ "alg": "NONE", "typ": "JWT" }), &good, b"x"),
-        ),
-        (
-            "alg of no key",
-            Err("token_algorithm"),
-            forged(&json!({ "alg": "PS512", "typ": "JWT" }), &good, b"x"),
-        ),
-        (
-            "typ",
-            Err("token_typ"),
-            with_header(&issuers.kept, |h| h.typ = Some("logout+jwt".into())),
-        ),
-        (
+        bad("alg NONE", "token_algorithm", of_alg("NONE")),
+        bad("alg of no key", "token_algorithm", of_alg("PS512")),
+        bad("typ", "token_typ", with_header(&issuers.kept, logout)),
+        bad(
             "no typ",
-            Err("token_typ"),
+            "token_typ",
             with_header(&issuers.kept, |h| h.typ = None),
         ),
-        (
-            "stranger's secret",
-            Err("token_signature"),
-            signed(other_secret.as_bytes(), &good),
-        ),
-        (
-            "public key as secret",
-            Err("token_signature"),
-            signed(public_pem.as_bytes(), &good),
-        ),
-        ("tampered", Err("token_signature"), tampered),
-        ("bad RSA signature", Err("token_signature"), of_rsa_changed),
-        (
-            "stranger's RSA key",
-            Err("token_signature"),
-            RsaKey::generate().sign(&good),
-        ),
+    ]
+}
+
+fn signatures(issuers: &Issuers) -> Vec<Case> {
+    let good = claims(json!({}));
+    let others_secret = SECRET.replace("scenarios", "attackers");
+    let public_pem = issuers.rsa.public_pem();
+    let of_another = |mine: &str, other: &str| {
+        let (message, _) = mine.rsplit_once('.').expect("three parts");
+        let (_, signature) = other.rsplit_once('.').expect("three parts");
+        format!("{message}.{signature}")
+    };
+    let admin = claims(json!({ "role": "admin" }));
+    let tampered = of_another(&hmac(json!({ "role": "admin" })), &hmac(json!({})));
+    let tampered_rsa = of_another(&issuers.rsa.sign(&admin), &issuers.rsa.sign(&good));
+    let tampered_ec = of_another(&issuers.kept.sign(&admin), &issuers.kept.sign(&good));
+    let tokens = [
+        ("stranger's secret", signed(others_secret.as_bytes(), &good)),
+        ("public key as secret", signed(public_pem.as_bytes(), &good)),
+        ("tampered, HMAC", tampered),
+        ("tampered, RSA", tampered_rsa),
+        ("tampered, JWKS", tampered_ec),
+        ("stranger's RSA key", RsaKey::generate().sign(&good)),
         (
             "stranger with a known kid",
-            Err("token_signature"),
             IssuerKey::new("kept").sign(&good),
         ),
         (
             "another key's kid",
-            Err("token_signature"),
             issuers.new.sign_as(Some("kept"), &good),
         ),
-        ("unknown kid", Err("token_unknown_key"), unknown),
-        (
-            "rotated out",
-            Err("token_unknown_key"),
-            issuers.old.sign(&good),
-        ),
-        (
-            "no kid, two keys",
-            Err("token_kid_missing"),
-            issuers.kept.sign_as(None, &good),
-        ),
-        (
-            "JWKS down",
-            Err("keys_unavailable"),
-            forged(&eddsa, &good, b"x"),
-        ),
-        ("no exp", Err("token_exp_missing"), with("exp", Value::Null)),
-        (
-            "expired",
-            Err("token_expired"),
-            with("exp", json!(now() - 60)),
-        ),
+    ];
+    tokens
+        .map(|(name, token)| bad(name, "token_signature", token))
+        .into()
+}
+
+fn kids(issuers: &Issuers) -> Vec<Case> {
+    let good = claims(json!({}));
+    let of_down = forged(
+        &json!({ "alg": "EdDSA", "typ": "JWT", "kid": "any" }),
+        &good,
+        b"x",
+    );
+    let unknown = issuers.kept.sign_as(Some("nobody"), &good);
+    let unnamed = issuers.kept.sign_as(None, &good);
+    vec![
+        bad("unknown kid", "token_unknown_key", unknown),
+        bad("rotated out", "token_unknown_key", issuers.old.sign(&good)),
+        bad("no kid, two keys", "token_kid_missing", unnamed),
+        bad("JWKS down", "keys_unavailable", of_down),
+    ]
+}
+
+fn wrong_claims() -> Vec<Case> {
+    let table = [
+        ("no exp", "token_exp_missing", json!({ "exp": null })),
+        ("expired", "token_expired", json!({ "exp": now() - 60 })),
         (
             "not yet valid",
-            Err("token_not_yet_valid"),
-            with("nbf", json!(now() + 3600)),
+            "token_not_yet_valid",
+            json!({ "nbf": now() + 3600 }),
         ),
         (
             "issuer",
-            Err("token_issuer"),
-            with("iss", json!("https://other.example")),
+            "token_issuer",
+            json!({ "iss": "https://other.example" }),
         ),
-        ("no issuer", Err("token_issuer"), with("iss", Value::Null)),
-        (
-            "audience",
-            Err("token_audience"),
-            with("aud", json!("invoices")),
-        ),
-        (
-            "no audience",
-            Err("token_audience"),
-            with("aud", Value::Null),
-        ),
-        ("claim", Err("token_claim"), with("type", json!("refresh"))),
-        ("no claim", Err("token_claim"), with("type", Value::Null)),
+        ("no issuer", "token_issuer", json!({ "iss": null })),
+        ("audience", "token_audience", json!({ "aud": "invoices" })),
+        ("no audience", "token_audience", json!({ "aud": null })),
+        ("claim", "token_claim", json!({ "type": "refresh" })),
+        ("no claim", "token_claim", json!({ "type": null })),
     ];
-    for (name, value) in [
+    let case = |(name, reason, changes)| bad(name, reason, hmac(changes));
+    table.map(case).into()
+}
+
+fn claims_of_a_wrong_type() -> Vec<Case> {
+    let table = [
         ("exp", json!("soon")),
         ("exp", Value::Null),
         ("nbf", json!("0")),
@@ -331,10 +299,13 @@ fn cases(issuers: &Issuers) -> Vec<Case> {
         ("iss", json!(42)),
         ("aud", json!({})),
         ("sub", json!(true)),
-    ] {
-        cases.push((name, Err("token_claim_type"), hmac_raw(name, value)));
-    }
-    cases
+    ];
+    let case = |(name, value)| bad(name, "token_claim_type", hmac_raw(name, value));
+    table.map(case).into()
+}
+
+fn bad(name: &'static str, reason: &'static str, token: impl Into<String>) -> Case {
+    (name, Err(reason), token.into())
 }
 
 fn refusal(mode: &str, reason: &str) -> Refusal {

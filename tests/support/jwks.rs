@@ -20,6 +20,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::api::{FakeApi, Reply};
+use super::token::pem;
 
 /// A P-256 key pair with a name.
 pub(crate) struct IssuerKey {
@@ -129,7 +130,10 @@ fn certified() -> (String, TlsAcceptor) {
         .with_no_client_auth()
         .with_single_cert(vec![server.der().clone()], private)
         .expect("a certificate with its key");
-    (authority.pem(), TlsAcceptor::from(Arc::new(config)))
+    (
+        pem("CERTIFICATE", authority.der()),
+        TlsAcceptor::from(Arc::new(config)),
+    )
 }
 
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, behind: SocketAddr) {

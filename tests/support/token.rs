@@ -86,6 +86,7 @@ impl RsaKey {
     }
 }
 
+/// DER as PEM.
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut lines: Vec<&str> = Vec::new();

@@ -201,14 +201,14 @@ mod tests {
         jwk
     }
 
-    fn read(members: Vec<Value>, algorithms: &[Algorithm]) -> KeySet {
+    fn read(members: &[Value], algorithms: &[Algorithm]) -> KeySet {
         let body = json!({ "keys": members }).to_string();
         KeySet::read(body.as_bytes(), algorithms).unwrap()
     }
 
     /// The algorithms that a key of a set verifies.
     fn verifies(member: Value, algorithms: &[Algorithm]) -> Vec<Algorithm> {
-        let set = read(vec![member], algorithms);
+        let set = read(&[member], algorithms);
         let all = algorithms.iter().copied();
         let fits = |algorithm: &Algorithm| set.all.iter().any(|key| key.key.verifies(*algorithm));
         all.filter(fits).collect()
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn without_a_kid_only_one_key_may_fit() {
-        let fitting = |members: Vec<Value>, kid, algorithm| match read(members, &ALL)
+        let fitting = |members: Vec<Value>, kid, algorithm| match read(&members, &ALL)
             .fitting(kid, algorithm)
         {
             Fitting::Keys(keys) => keys.len().to_string(),
@@ -305,10 +305,10 @@ mod tests {
         ] {
             assert!(KeySet::read(body.as_bytes(), &ALL).is_none(), "{body}");
         }
-        let one = read(vec![p256(), json!(7)], &ALL);
+        let one = read(&[p256(), json!(7)], &ALL);
         assert_eq!((one.len(), one.skipped), (1, 1));
         assert_eq!(one.changes(None), (1, 0));
-        let other = read(vec![rsa()], &ALL);
+        let other = read(&[rsa()], &ALL);
         assert_eq!(other.changes(Some(&one)), (1, 1));
     }
 }
