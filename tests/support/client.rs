@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
@@ -44,7 +45,9 @@ impl Client {
     pub(crate) async fn new(stream: TcpStream, read: Vec<u8>, protocol: Option<String>) -> Self {
         let config = WebSocketConfig::default()
             .max_message_size(None)
-            .max_frame_size(None);
+            .max_frame_size(None)
+            // A test has thousands of clients.
+            .read_buffer_size(8 * 1024);
         let socket =
             WebSocketStream::from_partially_read(stream, read, Role::Client, Some(config)).await;
         Self {
@@ -75,6 +78,12 @@ impl Client {
     /// How many of its own pings have been answered so far.
     pub(crate) fn pongs(&self) -> usize {
         self.pongs
+    }
+
+    /// From now on its kernel takes this much, when it was little before.
+    pub(crate) fn widen(&self, bytes: usize) {
+        let socket = SockRef::from(self.socket.get_ref());
+        socket.set_recv_buffer_size(bytes).expect("a size");
     }
 
     /// The next message, whenever it comes.
@@ -165,6 +174,15 @@ impl Client {
         for number in first..=last {
             let frame = self.expect("event").await;
             assert_eq!(frame["id"], format!("{number}-0"), "{frame}");
+        }
+    }
+
+    /// The same for thousands of entries: by the head of each frame alone, which is not parsed.
+    pub(crate) async fn expect_many_events(&mut self, first: u64, last: u64) {
+        for number in first..=last {
+            let text = self.text().await;
+            let head = format!(r#"{{"type":"event","cursor":"{number}-0","#);
+            assert!(text.starts_with(&head), "{number}-0 expected, got {text}");
         }
     }
 
