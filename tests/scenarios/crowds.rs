@@ -21,9 +21,9 @@ const MIB: u64 = 1024 * 1024;
 /// Handshakes on their way at once: more would only wait for each other.
 const AT_ONCE: usize = 100;
 
-/// No log line for each of thousands.
+/// No log line for each of thousands, and no outage where the machine is only busy.
 fn quiet(config: Config) -> Config {
-    config.with("[log]\nlevel = \"info\"")
+    config.with("[log]\nlevel = \"info\"\n[redis]\ncommand_timeout = \"8s\"")
 }
 
 /// Opens all, and gives them in this order.
@@ -331,39 +331,54 @@ const NEW: &str = r#"
     field = "data"
 "#;
 
-/// The time from an XADD to its frame for keys that nobody has read before, in the middle of
-/// twenty tries: a moment at which the machine is busy elsewhere does not count.
-async fn median_of_new_keys(redis: &Redis, relay: &Relay) -> Duration {
-    let mut times = Vec::new();
+/// What it took from an XADD to its frame for a key that nobody has read before.
+struct Took {
+    time: Duration,
+    reads: u64,
+}
+
+/// That in the middle of twenty tries, each by itself: a moment at which the machine is busy
+/// elsewhere does not count.
+async fn median_of_new_keys(redis: &Redis, relay: &Relay) -> Took {
+    let (mut times, mut reads) = (Vec::new(), Vec::new());
     for job in 0..20 {
         let mut client = relay.open(&format!("/ws/new/{job}")).await;
         client.expect_live().await;
+        let before = redis.reads().await;
         let start = Instant::now();
         redis.xadd(&format!("new:{job}"), "1-0", "x").await;
         client.expect_event("1-0", "x").await;
         times.push(start.elapsed());
+        reads.push(redis.reads().await - before);
     }
-    percentile(times, 50)
+    reads.sort_unstable();
+    Took {
+        time: percentile(times, 50),
+        reads: reads[reads.len() / 2],
+    }
 }
 
-/// That the others are not read for it is seen by the number of reads: no sweep is due.
+/// No sweep is due, so only the push can bring the entry; that the others are not read for it is
+/// seen by the number of reads.
 #[tokio::test]
 async fn s18_a_new_key_is_served_at_once_among_many() {
     let redis = Redis::start().await;
     let config = wide(Config::new(&redis)).with("[redis]\nsweep = \"1h\"");
     let relay = Relay::start(&config.another_route(NEW)).await;
     let _others = wide_clients(&relay, 2_000).await;
-    let before = redis.reads().await;
-    let median = median_of_new_keys(&redis, &relay).await;
-    assert!(median < Duration::from_millis(100), "{median:?}");
-    let reads = redis.reads().await - before;
-    assert!(reads <= 20 * 10, "{reads} reads for 20 new keys");
+    let took = median_of_new_keys(&redis, &relay).await;
+    assert!(took.time < Duration::from_millis(100), "{:?}", took.time);
+    assert!(took.reads <= 5, "{} reads for a new key", took.reads);
     relay.metric_reaches("relay_redis_tracking", &[], 1.0).await;
 }
 
+/// A round of polls is an XREAD for each hundred keys. The new key is in the next one, or in that
+/// after it. How long this is depends on the machine: polling may take a tenth of the time, and
+/// where rounds are slow there are fewer. So the rounds are counted.
 #[tokio::test]
 async fn s18_without_tracking_it_polls() {
     const USER: &str = "[redis]\nusername = \"relay\"\npassword = \"a-password-of-redis\"";
+    const ROUND: u64 = 21;
     let redis = Redis::start().await;
     redis
         .run("ACL SETUSER relay on >a-password-of-redis ~* +@all -client|tracking")
@@ -371,8 +386,10 @@ async fn s18_without_tracking_it_polls() {
     let config = wide(Config::new(&redis)).with(USER);
     let relay = Relay::start(&config.another_route(NEW)).await;
     let _others = wide_clients(&relay, 2_000).await;
-    let median = median_of_new_keys(&redis, &relay).await;
-    assert!(median < Duration::from_millis(100), "{median:?}");
+    let took = median_of_new_keys(&redis, &relay).await;
+    // Beside them the read itself, and the share of the sweep.
+    let reads = took.reads;
+    assert!(reads <= 2 * ROUND + 20, "{reads} reads for a new key");
     relay.metric_reaches("relay_redis_tracking", &[], 0.0).await;
     assert_eq!(polling_was_told(&relay, "TRACKING is refused"), 1);
 }
@@ -392,7 +409,8 @@ async fn s20_two_thousand_keys_with_full_rings_after_a_reconnect() {
     const KEYS: usize = 2_000;
     let redis = Redis::start().await;
     let proxy = Proxy::start(redis.address()).await;
-    let config = wide(Config::through(&proxy)).with("[redis]\nring_entries = 32");
+    let config =
+        wide(Config::through(&proxy)).with("[redis]\nring_entries = 32\ncommand_timeout = \"2s\"");
     let relay = Relay::start(&config).await;
     let mut clients = wide_clients(&relay, KEYS).await;
     fill_all(&redis, &clients, 1, 40).await;
