@@ -1,10 +1,6 @@
 //! Clients that read slowly, or not at all: they cost nobody anything.
 
-use std::time::Duration;
-
 use serde_json::Value;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::support::api::FakeApi;
 use crate::support::client::{Client, Received};
@@ -14,106 +10,12 @@ use crate::support::relay::Relay;
 use crate::{JOB, KEY};
 
 const KIB: usize = 1024;
-const MIB: u64 = 1024 * 1024;
 
 /// A client whose kernel takes little.
 async fn slow_client(relay: &Relay) -> Client {
     let mut client = relay.upgrade(JOB).receive_buffer(4 * KIB).open().await;
     client.expect_live().await;
     client
-}
-
-/// Bytes that the kernel holds for each client of this relay: written, and not taken.
-fn unsent_bytes(relay: &Relay) -> Vec<u64> {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
-    let local = format!("0100007F:{:04X}", relay.address().port());
-    let rows = table.lines().map(|line| line.split_whitespace());
-    rows.filter_map(|mut columns| {
-        let established = columns.nth(1)? == local && columns.nth(1)? == "01";
-        let (unsent, _) = columns.next()?.split_once(':')?;
-        let unsent = u64::from_str_radix(unsent, 16).ok()?;
-        established.then_some(unsent)
-    })
-    .collect()
-}
-
-#[tokio::test]
-async fn s13_a_client_that_stops_reading_delays_nobody() {
-    const ENTRIES: u64 = 10_000;
-    let redis = Redis::start().await;
-    let config = Config::new(&redis).route("[slow]\nwrite_timeout = \"5m\"");
-    let relay = Relay::start(&config).await;
-    let mut slow = Vec::new();
-    for _ in 0..20 {
-        slow.push(slow_client(&relay).await);
-    }
-    let mut fast = relay.open(JOB).await;
-    fast.expect_live().await;
-    redis.fill(KEY, 1, 100, KIB).await;
-    fast.expect_events(1, 100).await;
-
-    let before = relay.rss_bytes();
-    tokio::join!(
-        redis.fill(KEY, 101, ENTRIES, KIB),
-        fast.expect_events(101, ENTRIES)
-    );
-    let grown = relay.rss_bytes().saturating_sub(before);
-    assert!(grown < 20 * MIB, "{grown} bytes");
-    let unsent = unsent_bytes(&relay);
-    assert!(unsent.len() > slow.len());
-    assert!(unsent.iter().all(|bytes| *bytes < 300_000), "{unsent:?}");
-
-    let worst = slowest_of(100, &redis, &mut fast, ENTRIES + 1).await;
-    assert!(worst < Duration::from_millis(250), "{worst:?}");
-
-    let mut patient = slow.swap_remove(0);
-    patient.expect_events(1, ENTRIES + 100).await;
-}
-
-/// The longest time from an XADD to its frame, of so many, the worst one in a hundred apart.
-async fn slowest_of(count: u64, redis: &Redis, client: &mut Client, first: u64) -> Duration {
-    let mut times = Vec::new();
-    for number in first..first + count {
-        let start = Instant::now();
-        redis.fill(KEY, number, number, 100).await;
-        client.expect_events(number, number).await;
-        times.push(start.elapsed());
-    }
-    times.sort();
-    times[times.len() * 99 / 100 - 1]
-}
-
-/// Reads that it costs when so many clients read so many entries at full speed.
-async fn reads_of_a_hot_stream(redis: &Redis, relay: &Relay, clients: usize, job: &str) -> u64 {
-    const ENTRIES: u64 = 3_000;
-    let path = format!("/ws/jobs/{job}");
-    let mut reading = JoinSet::new();
-    for _ in 0..clients {
-        let mut client = relay.open(&path).await;
-        client.expect_live().await;
-        reading.spawn(async move {
-            client.expect_events(1, ENTRIES).await;
-            client
-        });
-    }
-    let before = redis.reads().await;
-    redis
-        .fill(&format!("job:{job}:updates"), 1, ENTRIES, 100)
-        .await;
-    assert_eq!(reading.join_all().await.len(), clients);
-    redis.reads().await - before
-}
-
-#[tokio::test]
-async fn s13_reads_do_not_grow_with_the_clients_of_a_hot_stream() {
-    let redis = Redis::start().await;
-    let relay = Relay::start(&Config::new(&redis)).await;
-    let few = reads_of_a_hot_stream(&redis, &relay, 2, "few").await;
-    let many = reads_of_a_hot_stream(&redis, &relay, 60, "many").await;
-    assert!(
-        many <= 2 * few + 100,
-        "{many} reads for 60 clients, {few} for 2"
-    );
 }
 
 #[tokio::test]
@@ -325,28 +227,6 @@ async fn s15_replaying_is_not_lagging() {
     let mut client = upgrade.open().await;
     client.expect_events(1, 3_000).await;
     client.expect_live().await;
-}
-
-#[tokio::test]
-async fn s16_a_long_history_is_paged() {
-    const ENTRIES: u64 = 20_000;
-    let redis = Redis::start().await;
-    let relay = Relay::start(&Config::new(&redis).route(r#"history = "all""#)).await;
-    redis.fill("job:warm:updates", 1, 500, KIB).await;
-    let mut warm = relay.open("/ws/jobs/warm").await;
-    warm.expect_events(1, 500).await;
-    redis.fill(KEY, 1, ENTRIES, KIB).await;
-
-    let before = relay.rss_bytes();
-    let start = Instant::now();
-    let mut client = relay.open(JOB).await;
-    client.expect_events(1, 1).await;
-    let first = start.elapsed();
-    assert!(first < Duration::from_secs(1), "{first:?}");
-    client.expect_events(2, ENTRIES).await;
-    client.expect_live().await;
-    let grown = relay.rss_bytes().saturating_sub(before);
-    assert!(grown < 20 * MIB, "{grown} bytes for 20 MB of history");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use super::wait::eventually_within;
 
@@ -48,6 +48,16 @@ impl Process {
             self.child.wait().expect("a child can be waited for");
         }
     }
+}
+
+/// Lets this process have as many files open as it ever may: a test can have thousands of clients.
+pub(crate) fn allow_many_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).expect("a soft limit may be as high as the hard one");
 }
 
 impl Drop for Process {

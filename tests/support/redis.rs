@@ -203,6 +203,13 @@ impl Redis {
         READS.iter().filter_map(|name| commands.get(*name)).sum()
     }
 
+    /// How many commands there have been, apart from such that ask for this number.
+    pub(crate) async fn calls(&self) -> u64 {
+        let commands = self.commands().await;
+        let others = commands.iter().filter(|(name, _)| *name != "info");
+        others.map(|(_, calls)| calls).sum()
+    }
+
     /// One field of INFO.
     pub(crate) async fn info(&self, section: &str, field: &str) -> String {
         let info: String = self.query(&format!("INFO {section}")).await;
