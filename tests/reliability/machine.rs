@@ -10,6 +10,7 @@ use crate::support::relay::Relay;
 
 pub(crate) struct Machine {
     processors: Processors,
+    cores: usize,
     /// The load of the minute before, to tell a busy machine.
     load: String,
     relay: OsString,
@@ -28,6 +29,7 @@ impl Machine {
     /// Looks at the machine, and puts this thread and whatever it starts on the others'
     /// processor.
     pub(crate) fn inspect() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let processors = match pinning::allowed().as_slice() {
             [relay, others, ..] => Processors::Apart {
                 relay: *relay,
@@ -37,6 +39,7 @@ impl Machine {
         };
         let machine = Self {
             processors,
+            cores,
             load: first_words("/proc/loadavg", 1),
             relay: std::env::var_os("RELAY_BIN")
                 .filter(|name| !name.is_empty())
@@ -52,7 +55,6 @@ impl Machine {
         if let Processors::Apart { relay, .. } = self.processors {
             pinning::pin(relay);
         }
-        // As users run it: what the scenarios log for themselves is left out.
         let relay = Relay::start_binary(&self.relay, config).await;
         self.run_here_as_others();
         relay
@@ -72,8 +74,7 @@ impl Machine {
             }
             Processors::Shared => "nothing is pinned".to_owned(),
         };
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        let cores = pinning::allowed().len().max(cores);
+        let cores = self.cores;
         let (cpu, kernel, date) = (cpu_name(), said_by("uname", &["-srm"]), today());
         format!(
             "{date}; {cores} cores of {cpu}; {kernel}; {}\n{processors}; load average before it: \
