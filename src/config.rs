@@ -14,6 +14,7 @@ mod message;
 mod redis;
 mod route;
 mod server;
+mod slow;
 mod snapshot;
 mod source;
 pub mod template;
@@ -30,10 +31,11 @@ pub use authorize::Authorize;
 pub use error::ConfigError;
 pub use key::VerificationKey;
 pub use lifetime::{Drain, DrainMode, Keepalive};
-pub use message::{Format, FormatKind, Message, Slow, WhenLagging};
+pub use message::{Format, FormatKind, Message};
 pub use redis::{Redis, Wake};
 pub use route::{History, Route};
 pub use server::{Client, OriginPattern, Server};
+pub use slow::{JsonPointer, Slow, WhenLagging};
 pub use snapshot::{OnError, Share, Snapshot};
 
 /// The whole of `relay.toml`.
@@ -82,6 +84,7 @@ impl Config {
         let (source, written) = Source::read(text, file, environment)?;
         let server = written.server.check(&source)?;
         let auth = auth::check(written.auth, &server, &source)?;
+        written.server.check_with(&auth, &source)?;
         Ok(Self {
             redis: written.redis.check(&source)?,
             routes: route::check_all(written.route, auth.jwt.as_ref(), &source)?,

@@ -63,9 +63,10 @@ table! {
     FRAMES_SENT = Kind::Counter, "relay_frames_sent_total" ["route"] "Messages handed to clients.";
     BYTES_SENT = Kind::Counter, "relay_bytes_sent_total" ["route"] "Bytes of messages that the kernel took.";
     DELIVERY_LATENCY = Kind::Histogram(SECONDS), "relay_delivery_latency_seconds" ["route"] "From the milliseconds of an entry's id to its sending; live entries only.";
-    SESSION_LAG = Kind::Histogram(ENTRIES), "relay_session_lag_entries" ["route"] "Entries added to its streams since a session was last caught up, seen at each batch.";
+    SESSION_LAG = Kind::Histogram(ENTRIES), "relay_session_lag_entries" ["route"] "Entries of a stream that a session has still before it, seen at each batch.";
     RESYNCS = Kind::Counter, "relay_resyncs_total" ["route", "reason"] "Times that continuity was lost and the client was told.";
     ENTRIES_OMITTED = Kind::Counter, "relay_entries_omitted_total" ["reason"] "Entries whose payload could not be sent, by reason; once per entry and format.";
+    ENTRIES_CONFLATED = Kind::Counter, "relay_entries_conflated_total" ["route"] "Entries left out for clients that lag, as a newer one of the same key followed.";
     CURSORS_MALFORMED = Kind::Counter, "relay_cursors_malformed_total" ["route"] "Cursors of clients that were no cursor for their route.";
     CLIENT_MESSAGES = Kind::Counter, "relay_client_messages_total" ["route", "kind"] "Messages from clients, by kind.";
     SNAPSHOT_REQUESTS = Kind::Counter, "relay_snapshot_requests_total" ["route", "outcome"] "Snapshot callbacks by outcome; shared ones count once.";

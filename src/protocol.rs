@@ -3,7 +3,9 @@
 //! Messages leave this module framed, so that one encoding serves every client that needs it
 //! and a transport has nothing left to do but to hand bytes to the kernel.
 
+pub mod conflation;
 pub mod encoder;
+mod members;
 pub mod outcome;
 
 use std::fmt::Display;
@@ -59,6 +61,13 @@ pub enum ControlFrame<'a> {
         reason: LossReason,
         /// The cursor that can't be continued.
         lost: &'a str,
+    },
+    /// The client lags: some entries were left out, as a newer one of the same key follows.
+    Conflated {
+        /// The stream that they are of.
+        stream: &'a str,
+        /// How many, since the last such frame.
+        folded: usize,
     },
     /// What the client shows may be old, or is current again.
     Status {

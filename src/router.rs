@@ -4,7 +4,11 @@
 //! entry that is added meanwhile comes after the position, never between.
 
 mod answer;
+mod forwarded;
+mod limits;
+mod occupancy;
 mod origin;
+mod pace;
 mod request;
 
 use std::collections::BTreeMap;
@@ -14,9 +18,7 @@ use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::http::request::Parts;
-use hyper_tungstenite::HyperWebsocket;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
@@ -32,13 +34,18 @@ use crate::snapshot::Callback;
 use crate::stream::{Cursor, EntryId};
 use crate::tasks::Tasks;
 use crate::websocket::{self, Socket};
-use answer::{Answer, not_an_upgrade, status_answer};
+use answer::not_an_upgrade;
+use limits::{Limits, SubjectPlace};
 use request::Asked;
+
+pub use answer::{Answer, status_answer};
+pub use limits::{AddressPlace, come_back_later};
 
 /// Answers every request on the clients' port. Sessions run as tasks of their own.
 pub struct Router {
     config: Arc<Config>,
     authority: Authority,
+    limits: Limits,
     routes: Vec<Arc<ServedRoute>>,
     paths: matchit::Router<usize>,
     hub: Hub,
@@ -60,6 +67,7 @@ const SUBPROTOCOL: Refusal = Refusal::new(Outcome::BadRequest, "no_subprotocol")
 /// What a request has come to: everything that its session begins with.
 struct Admitted {
     grant: Grant,
+    place: SubjectPlace,
     watches: Vec<Watch>,
     start: Start,
     callback: Option<Arc<Callback>>,
@@ -93,6 +101,7 @@ impl Router {
         }
         Self {
             authority: Authority::new(&config, metrics),
+            limits: Limits::new(&config.server),
             routes,
             paths,
             hub,
@@ -128,6 +137,18 @@ impl Router {
                 status_answer(&NO_ROUTE)
             });
         }
+        let client = self.limits.client(peer, request.headers());
+        let held = match self.limits.enter_client(peer, client) {
+            Ok(place) => (held, place),
+            Err(refusal) => {
+                self.count(name, refusal.reason);
+                return self.turn_away(request, refusal, held);
+            }
+        };
+        if let Err(refusal) = self.limits.allow_connect() {
+            self.count(name, refusal.reason);
+            return Ok(status_answer(&refusal));
+        }
         let Some((route, params)) = found else {
             self.count("", NO_ROUTE.reason);
             let (parts, body) = request.into_parts();
@@ -148,7 +169,7 @@ impl Router {
             .as_ref()
             .map_or_else(|refusal| refusal.reason, |_| "accepted");
         self.count(route.name(), outcome);
-        debug!(%peer, route = route.name(), outcome, "request");
+        debug!(%client, route = route.name(), outcome, "request");
         let mut request = Request::from_parts(parts, body);
         match admitted {
             Ok(admitted) => Ok(self.accept(&route, &mut request, &asked, admitted, held)),
@@ -207,6 +228,7 @@ impl Router {
                 debug!(route = route.name(), %rejection, "refused");
                 rejection.refusal()
             })?;
+        let place = self.limits.enter_subject(grant.subject.as_deref())?;
         let watches = self.attach(&grant).await?;
         let callback = prepare(route, &grant, parts)?;
         let start = self
@@ -218,6 +240,7 @@ impl Router {
         }
         Ok(Admitted {
             grant,
+            place,
             watches,
             start,
             callback,
@@ -304,7 +327,7 @@ impl Router {
             return status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake"));
         };
         let opening = Opening {
-            presence: route.enter(held),
+            presence: route.enter((held, admitted.place)),
             route: route.clone(),
             keys: admitted.grant.streams,
             watches: admitted.watches,
@@ -357,25 +380,5 @@ impl Router {
                 Ok(answer)
             }
         }
-    }
-
-    fn upgrade(
-        &self,
-        request: &mut Request<Incoming>,
-        asked: &Asked,
-        max_message: usize,
-    ) -> Result<(Answer, HyperWebsocket), ()> {
-        let config = websocket::receive_config(max_message);
-        let (mut answer, upgrade) =
-            hyper_tungstenite::upgrade(request, Some(config)).map_err(|_| ())?;
-        let selected = self
-            .subprotocol(asked)
-            .and_then(|selected| HeaderValue::from_str(selected).ok());
-        if let Some(selected) = selected {
-            answer
-                .headers_mut()
-                .insert(SEC_WEBSOCKET_PROTOCOL, selected);
-        }
-        Ok((answer, upgrade))
     }
 }

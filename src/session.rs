@@ -8,10 +8,11 @@
 //! continuity is lost it resyncs and streams again.
 
 mod begin;
+mod conflation;
 pub mod ending;
 mod output;
 mod presence;
-mod rate;
+pub mod rate;
 mod resync;
 mod route;
 mod streaming;
@@ -227,7 +228,7 @@ impl Session {
         let message = ClientMessage::parse(text);
         self.route.meters().note_client_message(message);
         if !self.messages.allows() {
-            self.close(Refusal::new(Outcome::TooMany, "too_many_messages"));
+            self.close(TOO_MANY_MESSAGES);
             return;
         }
         match message {
@@ -266,6 +267,9 @@ impl Session {
 
 /// A token that has ended, at connect or on a live socket.
 pub const TOKEN_EXPIRED: Refusal = Refusal::new(Outcome::Unauthenticated, "token_expired");
+
+/// A client that sends too often.
+pub const TOO_MANY_MESSAGES: Refusal = Refusal::new(Outcome::TooMany, "too_many_messages");
 
 /// What is left at the end of a drain.
 const CUT: Refusal = Refusal::new(Outcome::Restart, "drain");

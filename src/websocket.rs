@@ -3,6 +3,7 @@
 //! Receiving follows tungstenite's rules. Sending is ours: messages come framed and shared, and
 //! go to the kernel as they are.
 
+mod control;
 mod socket;
 
 use std::future::poll_fn;
@@ -19,7 +20,8 @@ use tracing::debug;
 
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::ping_framed;
-use crate::session::{Close, How, Output, Session};
+use crate::session::{Close, How, Output, Session, TOO_MANY_MESSAGES};
+use control::ControlRate;
 
 pub use socket::Socket;
 
@@ -46,6 +48,7 @@ pub async fn serve(socket: Socket, session: Session) {
     let route = session.route().clone();
     let mut connection = Connection {
         socket,
+        control: ControlRate::new(route.max_client_messages()),
         session,
         stuck: None,
     };
@@ -85,6 +88,7 @@ impl End {
 
 struct Connection {
     socket: Socket,
+    control: ControlRate,
     session: Session,
     /// Runs while the kernel takes nothing; there only when the last write was short.
     stuck: Option<Pin<Box<Sleep>>>,
@@ -109,7 +113,10 @@ impl Connection {
                     self.session.route().meters().note_frames(batch.count);
                     self.socket.queue(batch.parts);
                 }
-                Event::Decided(Output::Ping) => self.socket.queue(vec![ping_framed()]),
+                Event::Decided(Output::Ping) => {
+                    self.control.note_ping();
+                    self.socket.queue(vec![ping_framed()]);
+                }
                 Event::Decided(Output::Close(close)) => return End::Closing(close),
                 Event::Ended(end) => return end,
             }
@@ -181,10 +188,16 @@ impl Connection {
                 let code = frame.map_or(NO_STATUS, |frame| frame.code.into());
                 return Some(End::ClosedByPeer(code));
             }
+            Message::Ping(_) if !self.control.allows_ping() => return Some(too_many()),
+            Message::Pong(_) if !self.control.allows_pong() => return Some(too_many()),
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
         }
         None
     }
+}
+
+fn too_many() -> End {
+    End::Closing(Close::handshake(TOO_MANY_MESSAGES))
 }
 
 fn end_of(error: &WsError) -> End {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use hyper_tungstenite::HyperWebsocket;
-use hyper_tungstenite::tungstenite::error::Error as WsError;
+use hyper_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use hyper_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use hyper_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use hyper_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
@@ -29,6 +29,9 @@ pub struct Socket {
     owes_answer: bool,
     sent_bytes: usize,
     has_early_bytes: bool,
+    /// Bytes of a message that is not complete, control frames among it apart.
+    unfinished: usize,
+    max_unfinished: usize,
 }
 
 /// Bytes taken from one client before others have their turn: empty fragments without end would
@@ -38,6 +41,12 @@ const RECEIVE_BUDGET: usize = 64 * 1024;
 /// Several small parts are sent as one: a writev of many small pieces costs a third of the
 /// throughput of a copy into one buffer (0.69 against 0.96 of the floor at saturation).
 const SCRATCH: usize = 64 * 1024;
+
+/// A message may take so many times its size in bytes on the wire: whole, or in parts of one byte
+/// each with its head. Empty parts without end are more than that.
+const MAX_OVERHEAD: usize = 8;
+/// Of a masked control frame.
+const CONTROL_HEAD: usize = 6;
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -53,7 +62,12 @@ impl Socket {
             return None;
         };
         let early = parts.read_buf.to_vec();
+        let max_message = config.max_message_size.unwrap_or(usize::MAX);
         Some(Self {
+            unfinished: 0,
+            max_unfinished: max_message
+                .saturating_mul(MAX_OVERHEAD)
+                .saturating_add(config.read_buffer_size),
             has_early_bytes: !early.is_empty(),
             tcp: parts.io.into_inner(),
             protocol: WebSocketContext::from_partially_read(early, Role::Server, Some(config)),
@@ -84,9 +98,13 @@ impl Socket {
             };
             let read = self.protocol.read(&mut edge);
             self.owes_answer |= edge.refused;
+            self.unfinished += budget - edge.budget;
             budget = edge.budget;
             match read {
                 Err(WsError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.unfinished > self.max_unfinished {
+                        return Poll::Ready(Err(self.too_long()));
+                    }
                     if budget == 0 {
                         // There may be more, but others have their turn first.
                         cx.waker().wake_by_ref();
@@ -95,6 +113,7 @@ impl Socket {
                     // The readiness is used up: the next look at it waits.
                 }
                 Ok(message) => {
+                    self.note_received(&message);
                     // Also an answer that this message asks for.
                     self.owes_answer |= matches!(message, Message::Ping(_) | Message::Close(_));
                     return Poll::Ready(Ok(message));
@@ -102,6 +121,23 @@ impl Socket {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+    }
+
+    /// What comes after a message is read ahead with it, and is forgiven.
+    fn note_received(&mut self, message: &Message) {
+        self.unfinished = match message {
+            Message::Ping(payload) | Message::Pong(payload) => {
+                self.unfinished.saturating_sub(CONTROL_HEAD + payload.len())
+            }
+            Message::Text(_) | Message::Binary(_) | Message::Close(_) | Message::Frame(_) => 0,
+        };
+    }
+
+    fn too_long(&self) -> WsError {
+        WsError::Capacity(CapacityError::MessageTooLong {
+            size: self.unfinished,
+            max_size: self.max_unfinished,
+        })
     }
 
     /// Puts whole messages behind what is unsent.

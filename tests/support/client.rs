@@ -252,10 +252,21 @@ impl Client {
             .await;
     }
 
+    /// Sends a pong that nobody has asked for.
+    pub(crate) async fn send_pong(&mut self) {
+        self.send_message(Message::Pong("here I am".into())).await;
+    }
+
     /// Sends a part of a text message that may never end.
     pub(crate) async fn send_fragment(&mut self, text: &'static str, is_first: bool) {
         let opcode = if is_first { Data::Text } else { Data::Continue };
         let fragment = Frame::message(text, OpCode::Data(opcode), false);
+        self.send_message(Message::Frame(fragment)).await;
+    }
+
+    /// Sends the end of a message in parts.
+    pub(crate) async fn send_last_fragment(&mut self, text: &'static str) {
+        let fragment = Frame::message(text, OpCode::Data(Data::Continue), true);
         self.send_message(Message::Frame(fragment)).await;
     }
 

@@ -161,11 +161,23 @@ impl Redis {
     /// Adds the entries `first-0` to `last-0`, the data of each being its number and a filling
     /// up to this size.
     pub(crate) async fn fill(&self, key: &str, first: u64, last: u64, size: usize) {
+        self.fill_with(key, first, last, |number| filled(number, size))
+            .await;
+    }
+
+    /// Adds the entries `first-0` to `last-0`, with this data.
+    pub(crate) async fn fill_with(
+        &self,
+        key: &str,
+        first: u64,
+        last: u64,
+        data: impl Fn(u64) -> String,
+    ) {
         let numbers: Vec<u64> = (first..=last).collect();
         for chunk in numbers.chunks(PIPELINE) {
             let mut pipeline = ::redis::pipe();
             for number in chunk {
-                let data = filled(*number, size);
+                let data = data(*number);
                 pipeline
                     .cmd("XADD")
                     .arg(key)

@@ -2,7 +2,7 @@
 //! relay answers.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
@@ -27,6 +27,7 @@ pub(crate) struct Upgrade {
     protocols: Vec<String>,
     token: Option<String>,
     receive_buffer: Option<usize>,
+    from: Option<IpAddr>,
 }
 
 /// How the relay has answered.
@@ -82,6 +83,7 @@ impl Upgrade {
             protocols: Vec::new(),
             token: Some(token("alice")),
             receive_buffer: None,
+            from: None,
         }
     }
 
@@ -125,6 +127,12 @@ impl Upgrade {
     /// A client whose kernel takes little: what it does not read stays with the relay.
     pub(crate) fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// From another address of this machine, such as 127.0.0.2.
+    pub(crate) fn from(mut self, address: &str) -> Self {
+        self.from = Some(address.parse().expect("an address"));
         self
     }
 
@@ -186,6 +194,10 @@ impl Upgrade {
         socket.set_tcp_nodelay(true).expect("a TCP socket");
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes).expect("a size");
+        }
+        if let Some(address) = self.from {
+            let bound = socket.bind(&SocketAddr::new(address, 0).into());
+            bound.expect("an address of this machine");
         }
         let socket = TcpSocket::from_std_stream(socket.into());
         let stream = socket.connect(self.address).await;
