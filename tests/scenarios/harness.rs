@@ -45,6 +45,15 @@ async fn redis_forgets_what_was_not_saved() {
 }
 
 #[tokio::test]
+async fn redis_keeps_its_log_when_it_is_stopped() {
+    let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    redis.fill("key", 1, 500, 100).await;
+    redis.stop().await;
+    redis.start_again().await;
+    assert_eq!(redis.query::<u64>("XLEN key").await, 500);
+}
+
+#[tokio::test]
 async fn redis_runs_transactions() {
     let redis = Redis::start().await;
     let lines = ["XADD key 1-0 data a", "DEL key", "XADD key 2-0 data b"];

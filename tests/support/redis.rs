@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::process::Process;
-use super::wait::eventually;
+use super::wait::{DEADLINE, eventually};
 
 /// By this name the test's own connection is told from the relay's.
 const OWN_NAME: &str = "scenario";
@@ -75,6 +75,13 @@ impl Redis {
     /// Ends the server at once. What `SAVE` has written is still there.
     pub(crate) fn kill(&mut self) {
         self.server.kill();
+        self.connection = OnceCell::new();
+    }
+
+    /// Ends the server as an operator does: what it keeps on disk is written.
+    pub(crate) async fn stop(&mut self) {
+        self.server.signal(Signal::TERM);
+        self.server.wait_exit(DEADLINE).await;
         self.connection = OnceCell::new();
     }
 
@@ -299,7 +306,7 @@ fn spawn(dir: &TempDir, port: u16, arguments: &[String]) -> Process {
     )
 }
 
-fn server_binary() -> OsString {
+pub(crate) fn server_binary() -> OsString {
     if let Some(binary) = std::env::var_os("REDIS_SERVER") {
         return binary;
     }
