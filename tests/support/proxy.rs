@@ -17,6 +17,8 @@ struct Behaviour {
     /// if the link is up again before anybody has looked.
     cuts: usize,
     delay: Duration,
+    /// The most bytes that are written at once.
+    piece: usize,
     /// Connections that carry nothing for this long are cut.
     idle: Option<Duration>,
 }
@@ -27,6 +29,8 @@ enum Link {
     Cut,
     Stalled,
 }
+
+const BUFFER: usize = 64 * 1024;
 
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -46,6 +50,7 @@ impl Proxy {
             link: Link::Up,
             cuts: 0,
             delay: Duration::ZERO,
+            piece: BUFFER,
             idle: None,
         };
         let (behaviour, watched) = watch::channel(behaviour);
@@ -93,6 +98,20 @@ impl Proxy {
     /// Holds every piece back for this long.
     pub(crate) fn delay(&self, delay: Duration) {
         self.behaviour.send_modify(|b| b.delay = delay);
+    }
+
+    /// Writes at most so many bytes at once; what follows is another packet.
+    pub(crate) fn split(&self, bytes: usize) {
+        self.behaviour
+            .send_modify(|b| b.piece = bytes.clamp(1, BUFFER));
+    }
+
+    /// Forwards at once again, and whole.
+    pub(crate) fn smooth(&self) {
+        self.behaviour.send_modify(|b| {
+            b.delay = Duration::ZERO;
+            b.piece = BUFFER;
+        });
     }
 
     /// Cuts connections that carry nothing for this long.
@@ -148,19 +167,25 @@ async fn forward(
     mut behaviour: watch::Receiver<Behaviour>,
     alive: watch::Sender<()>,
 ) {
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = vec![0; BUFFER];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        let delay = behaviour.borrow().delay;
+        let (delay, piece) = {
+            let behaviour = behaviour.borrow();
+            (behaviour.delay, behaviour.piece)
+        };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if behaviour
-            .wait_for(|b| b.link != Link::Stalled)
-            .await
-            .is_err()
-            || to.write_all(&buffer[..length]).await.is_err()
-        {
-            return;
+        for bytes in buffer[..length].chunks(piece) {
+            let is_up = behaviour.wait_for(|b| b.link != Link::Stalled);
+            let is_over = is_up.await.is_err();
+            if is_over || to.write_all(bytes).await.is_err() {
+                return;
+            }
+            if bytes.len() == piece {
+                // The other side may read this piece alone.
+                tokio::task::yield_now().await;
+            }
         }
         alive.send_replace(());
     }
