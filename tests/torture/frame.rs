@@ -102,7 +102,7 @@ impl<'a> Frame<'a> {
 }
 
 /// A cursor is opaque to clients. This one looks into it: its ids must be what was seen.
-fn ids(cursor: &str) -> Option<Vec<EntryId>> {
+pub(crate) fn ids(cursor: &str) -> Option<Vec<EntryId>> {
     let ids = cursor.split_once('~').map_or(cursor, |(_, ids)| ids);
     let ids: Option<Vec<EntryId>> = ids.split(',').map(EntryId::parse).collect();
     ids.filter(|ids| !ids.is_empty())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use relay::stream::EntryId;
 
-use super::frame::{Frame, State};
+use super::frame::{Frame, State, ids};
 use super::log::{Facts, Log, Owner};
 use super::payload::Payload;
 use super::routes::{Route, key};
@@ -115,7 +115,12 @@ impl View {
             self.seen.iter_mut().for_each(|seen| seen.told = false);
         }
         self.now = Connection::default();
-        if self.cursor.is_some() {
+        if let Some(cursor) = &self.cursor {
+            // What a resync said of the position is not what the client has kept.
+            let ids = ids(cursor).into_iter().flatten();
+            for (seen, id) in self.seen.iter_mut().zip(ids) {
+                seen.position = Some(id);
+            }
             return;
         }
         if self.route.has_snapshot {
