@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test page-test lint fmt check
+.PHONY: demo test page-test torture lint fmt check
 
 demo:
 	@$(PYTHON) scripts/demo
@@ -13,6 +13,7 @@ check: lint test
 lint:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --test torture -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
 
 fmt:
@@ -20,6 +21,12 @@ fmt:
 
 test:
 	@scripts/test
+
+# Three relays, many clients, and a plan of faults that follows from a seed. TORTURE_SECONDS and
+# TORTURE_SEED say how long and which plan; TORTURE_PROFILE=dev spares the release build.
+torture:
+	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
+		cargo test --quiet --profile $${TORTURE_PROFILE:-release} --test torture
 
 # The page in a real browser, where there is one.
 page-test:

@@ -10,8 +10,9 @@ use crate::support::api::{FakeApi, Reply, state};
 use crate::support::config::Config;
 use crate::support::http::get;
 use crate::support::proxy::Proxy;
-use crate::support::redis::Redis;
+use crate::support::redis::{Redis, free_port};
 use crate::support::token::{SECRET, claims_of, forged, token_with};
+use crate::support::upgrade::{Answer, Upgrade};
 use crate::support::wait::within;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -42,6 +43,25 @@ async fn redis_forgets_what_was_not_saved() {
     redis.wipe();
     redis.start_again().await;
     assert_eq!(redis.query::<u64>("XLEN key").await, 0);
+}
+
+#[tokio::test]
+async fn redis_keeps_what_it_has_appended() {
+    let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    redis.xadd("key", "1-0", "one").await;
+    redis.kill();
+    redis.start_again().await;
+    assert_eq!(redis.query::<u64>("XLEN key").await, 1);
+    redis.kill();
+    redis.wipe();
+    redis.start_again().await;
+    assert_eq!(redis.query::<u64>("XLEN key").await, 0);
+    let log = std::fs::read_to_string(redis.log_file()).unwrap();
+    assert_eq!(
+        log.matches("Ready to accept connections").count(),
+        3,
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -76,6 +96,30 @@ async fn the_proxy_stalls_cuts_and_comes_back() {
 
     proxy.restore();
     ping(&mut TcpStream::connect(proxy.address()).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn the_proxy_forwards_in_pieces() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+    proxy.split(1);
+    stream.write_all(b"PING\r\n").await.unwrap();
+    let mut answer = [0; 7];
+    let first = within(SOON, "a piece", stream.read(&mut answer)).await;
+    let first = first.unwrap();
+    let rest = stream.read_exact(&mut answer[first..]);
+    within(SOON, "the other pieces", rest).await.unwrap();
+    assert_eq!(&answer, b"+PONG\r\n");
+    proxy.smooth();
+    ping(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_handshake_with_nobody_is_dropped() {
+    let nobody = ([127, 0, 0, 1], free_port()).into();
+    let answer = within(SOON, "an answer", Upgrade::new(nobody, "/").attempt()).await;
+    assert!(matches!(answer, Answer::Dropped), "{answer:?}");
 }
 
 #[tokio::test]

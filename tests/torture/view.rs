@@ -321,13 +321,12 @@ impl View {
             };
             (seen.place, seen.position, seen.told) = (place, Some(*id), false);
         }
-        let declared = state.declared.iter().zip(cut);
-        let is_declared = |(declared, cut): (&Option<String>, &EntryId)| {
-            declared.as_deref().and_then(EntryId::parse) == Some(*cut)
-        };
-        Ok(Taken::Snapshot {
-            is_exact: declared.map(is_declared).all(|is_exact| is_exact),
-        })
+        let mut declared = state.declared.iter().zip(cut);
+        let is_exact = declared.all(|(declared, cut)| {
+            let declared = declared.as_deref().and_then(EntryId::parse);
+            declared == Some(*cut)
+        });
+        Ok(Taken::Snapshot { is_exact })
     }
 
     fn has_all_parts(&self, cursor: &[EntryId]) -> Judged {
@@ -391,13 +390,13 @@ impl Seen {
                 Place::Oldest | Place::Beginning => {}
                 // After a loss it begins anew.
                 Place::After(_) | Place::AtMost(_) if self.told => {}
-                place => return Err(self.astray(id, format!("{place:?}"))),
+                place => return Err(self.astray(id, &format!("{place:?}"))),
             }
             self.position = Some(id);
             return Ok(());
         }
         let Owner::Entry(n) = log.owner(self.stream, id) else {
-            return Err(self.astray(id, "nobody's".to_owned()));
+            return Err(self.astray(id, "nobody's"));
         };
         let is_there = match self.place {
             Place::After(last) => {
@@ -408,14 +407,14 @@ impl Seen {
             Place::Oldest => n <= facts.removed,
         };
         if !is_there {
-            return Err(self.astray(id, format!("entry {n}, {facts:?}")));
+            return Err(self.astray(id, &format!("entry {n}, {facts:?}")));
         }
         self.told &= is_first;
         (self.place, self.position) = (Place::After(n), Some(id));
         Ok(())
     }
 
-    fn astray(&self, id: EntryId, what: String) -> String {
+    fn astray(&self, id: EntryId, what: &str) -> String {
         format!(
             "stream {}: a cursor at {id} ({what}); seen is {:?} at {:?}, told: {}",
             self.stream, self.place, self.position, self.told
