@@ -33,10 +33,10 @@ fn id(n: u64) -> EntryId {
     EntryId::new(1_000 + n, 0)
 }
 
-/// A log of two streams with ten entries each.
+/// A log of three streams with ten entries each.
 fn log() -> Arc<Log> {
-    let log = Log::new(SEED, 2);
-    for stream in [0, 1] {
+    let log = Log::new(SEED, 3);
+    for stream in 0..3 {
         log.sending(stream, 10);
         let ids: Vec<EntryId> = (1..=10).map(id).collect();
         log.written(stream, &ids).unwrap();
@@ -295,6 +295,36 @@ fn of_several_streams_each_has_its_own_place() {
     refused(&mut fresh(), &of(1, 4, &[3, 4]));
     let told = refused(&mut fresh(), &of(0, 4, &[4, 6]));
     assert!(told.contains("stream 1: a cursor at"), "{told}");
+}
+
+#[test]
+fn a_cursor_of_after_a_loss_keeps_that_it_was_told() {
+    let log = log();
+    let at = |first: &str, n: u64| format!("abcdef~{first},{},{}", id(n), id(3));
+    let of = |n: u64, cursor: &str| event_of(1, n, cursor, &payload::text(SEED, 1, n));
+    let lost = |n: u64| {
+        let cursor = at(&id(3).to_string(), n);
+        format!(r#"{{"type":"resync","reason":"trimmed","lost":"{cursor}"}}"#)
+    };
+    let next = event_of(0, 8, &at(&id(8).to_string(), 4), &payload::text(SEED, 0, 8));
+    let route = ROUTES.iter().find(|route| route.name == "several").unwrap();
+    log.removing(0, 7);
+    let told = || {
+        let mut view = View::new(log.clone(), route, &[0, 1, 2]);
+        view.connected();
+        accepted(&mut view, &[live(&at(&id(3).to_string(), 3)), lost(3)]);
+        view
+    };
+    // The next frame of another stream brings a cursor, then comes another resync.
+    let mut view = told();
+    accepted(&mut view, &[of(4, &at(&id(3).to_string(), 4)), lost(4)]);
+    view.connected();
+    accepted(&mut view, std::slice::from_ref(&next));
+    // No cursor came: it has to be told again.
+    let mut view = told();
+    view.connected();
+    let early = event_of(0, 8, &at(&id(8).to_string(), 3), &payload::text(SEED, 0, 8));
+    refused(&mut view, &early);
 }
 
 #[test]

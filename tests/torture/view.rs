@@ -33,8 +33,17 @@ struct Seen {
     place: Place,
     /// Its part of the cursor, once that is known.
     position: Option<EntryId>,
-    /// A loss was told, and no entry has come since.
-    told: bool,
+    told: Told,
+}
+
+/// Whether a loss was told, and no entry has come since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    No,
+    /// And no cursor has come since: whoever leaves now is told again.
+    Said,
+    /// The cursor is one of after the loss.
+    Kept,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +64,6 @@ struct Connection {
     awaits: Option<String>,
     live: bool,
     degraded: bool,
-    /// A loss was told, and no cursor has come since: whoever leaves now is told again.
-    is_told_again: bool,
 }
 
 /// Why a frame is not taken.
@@ -87,7 +94,7 @@ impl View {
             stream: *stream,
             place: Place::Oldest,
             position: None,
-            told: false,
+            told: Told::No,
         };
         Self {
             log,
@@ -111,10 +118,12 @@ impl View {
 
     /// A connection is open, with the cursor if there is one.
     pub(crate) fn connected(&mut self) {
-        if self.now.is_told_again || self.cursor.is_none() {
-            self.seen.iter_mut().for_each(|seen| seen.told = false);
-        }
         self.now = Connection::default();
+        for seen in &mut self.seen {
+            if seen.told == Told::Said || self.cursor.is_none() {
+                seen.told = Told::No;
+            }
+        }
         if let Some(cursor) = &self.cursor {
             // What a resync said of the position is not what the client has kept.
             let ids = ids(cursor).into_iter().flatten();
@@ -158,7 +167,11 @@ impl View {
             if self.cursor.as_deref() != Some(cursor) {
                 self.cursor = Some(cursor.to_owned());
             }
-            self.now.is_told_again = false;
+            for seen in &mut self.seen {
+                if seen.told == Told::Said {
+                    seen.told = Told::Kept;
+                }
+            }
         }
         Ok(taken)
     }
@@ -172,7 +185,7 @@ impl View {
             let told = seen.told;
             writeln!(
                 text,
-                "  stream {stream}: {place:?}, position {position:?}, told: {told}; log: {facts:?}"
+                "  stream {stream}: {place:?}, position {position:?}, told: {told:?}; log: {facts:?}"
             )
             .expect("a string takes everything");
         }
@@ -288,14 +301,15 @@ impl View {
                 Place::After(n) => gone >= n,
                 Place::AtMost(_) | Place::Beginning | Place::Oldest => true,
             };
-            seen.told |= may_be;
+            if may_be && seen.told == Told::No {
+                seen.told = Told::Said;
+            }
             is_justified |= may_be;
         }
         if !is_justified {
             return Err(format!("a resync ({reason}) although nothing is gone"));
         }
         self.now.live = false;
-        self.now.is_told_again = true;
         if self.route.has_snapshot {
             self.now.awaits = Some(reason.to_owned());
         }
@@ -319,7 +333,7 @@ impl View {
                     ));
                 }
             };
-            (seen.place, seen.position, seen.told) = (place, Some(*id), false);
+            (seen.place, seen.position, seen.told) = (place, Some(*id), Told::No);
         }
         let mut declared = state.declared.iter().zip(cut);
         let is_exact = declared.all(|(declared, cut)| {
@@ -362,10 +376,10 @@ impl Seen {
             Place::After(last) => before > last,
             Place::AtMost(_) | Place::Beginning | Place::Oldest => true,
         };
-        if is_next || is_later && self.told && before <= facts.removed {
+        if is_next || is_later && self.is_told() && before <= facts.removed {
             return Ok(());
         }
-        let (stream, place, told) = (self.stream, self.place, self.told);
+        let (stream, place, told) = (self.stream, self.place, self.is_told());
         let what = match (is_later, told) {
             (false, _) => "twice or out of order",
             (true, false) => "after a hole that was not told",
@@ -376,8 +390,12 @@ impl Seen {
         ))
     }
 
+    fn is_told(&self) -> bool {
+        self.told != Told::No
+    }
+
     fn arrive(&mut self, n: u64, id: Option<EntryId>) {
-        (self.place, self.position, self.told) = (Place::After(n), id, false);
+        (self.place, self.position, self.told) = (Place::After(n), id, Told::No);
     }
 
     /// A cursor stands elsewhere than the last one.
@@ -389,7 +407,7 @@ impl Seen {
                 Place::AtMost(_) if is_first => self.place = Place::Beginning,
                 Place::Oldest | Place::Beginning => {}
                 // After a loss it begins anew.
-                Place::After(_) | Place::AtMost(_) if self.told => {}
+                Place::After(_) | Place::AtMost(_) if self.is_told() => {}
                 place => return Err(self.astray(id, &format!("{place:?}"))),
             }
             self.position = Some(id);
@@ -400,23 +418,25 @@ impl Seen {
         };
         let is_there = match self.place {
             Place::After(last) => {
-                is_first && n == last || self.told && n > last && n <= facts.removed
+                is_first && n == last || self.is_told() && n > last && n <= facts.removed
             }
-            Place::AtMost(most) => is_first && n < most || self.told && n <= facts.removed,
-            Place::Beginning => self.told && n <= facts.removed,
+            Place::AtMost(most) => is_first && n < most || self.is_told() && n <= facts.removed,
+            Place::Beginning => self.is_told() && n <= facts.removed,
             Place::Oldest => n <= facts.removed,
         };
         if !is_there {
             return Err(self.astray(id, &format!("entry {n}, {facts:?}")));
         }
-        self.told &= is_first;
+        if !is_first {
+            self.told = Told::No;
+        }
         (self.place, self.position) = (Place::After(n), Some(id));
         Ok(())
     }
 
     fn astray(&self, id: EntryId, what: &str) -> String {
         format!(
-            "stream {}: a cursor at {id} ({what}); seen is {:?} at {:?}, told: {}",
+            "stream {}: a cursor at {id} ({what}); seen is {:?} at {:?}, told: {:?}",
             self.stream, self.place, self.position, self.told
         )
     }
