@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test page-test reliability lint fmt check
+.PHONY: demo test page-test reliability torture lint fmt check
 
 demo:
 	@$(PYTHON) scripts/demo
@@ -14,6 +14,7 @@ lint:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --test reliability -- -D warnings
+	cargo clippy --test torture -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
 
 fmt:
@@ -27,6 +28,12 @@ test:
 reliability:
 	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
 		cargo test --release --test reliability
+
+# Three relays, many clients, and a plan of faults that follows from a seed. TORTURE_SECONDS and
+# TORTURE_SEED say how long and which plan; TORTURE_PROFILE=dev spares the release build.
+torture:
+	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
+		cargo test --quiet --profile $${TORTURE_PROFILE:-release} --test torture
 
 # The page in a real browser, where there is one.
 page-test:
