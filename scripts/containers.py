@@ -29,7 +29,6 @@ BUILD_BASE = "localhost/relay-stand-in/build:1"
 RUNTIME_BASE = "localhost/relay-stand-in/runtime:1"
 API_BASE = "localhost/relay-stand-in/python:1"
 API_IMAGE = "localhost/legacy-api:1"
-REDIS_IMAGE = "localhost/redis:1"
 SUITE = "bookworm"
 # What gcr.io/distroless/cc has: no shell, no package manager.
 RUNTIME_PACKAGES = ["base-files", "ca-certificates", "libc6", "libgcc-s1", "netbase"]
@@ -234,3 +233,31 @@ def build_relay(engine: Engine) -> None:
         "--build-arg", f"VERSION={VERSION}",
         "--volume", f"{toolchain()}:/usr/local/rust:ro",
     )
+
+
+def python_base(engine: Engine) -> None:
+    """Stands in for python:slim and for redis: Debian with both."""
+    packages = ["ca-certificates", "python3", "python3-pip", "python-is-python3", "redis-server"]
+    digest = stamp("python", packages, SUITE)
+    if not once(engine, API_BASE, digest):
+        return
+    say("making the stand-in for Python and Redis")
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        tree = Path(folder) / "tree"
+        debootstrap(tree, *packages)
+        (tree / "etc/ssl/certs/ca-certificates.crt").write_bytes(certificates())
+        engine.build_from_tree(
+            API_BASE, tree,
+            # As in python:slim, pip may install for everybody.
+            "ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONDONTWRITEBYTECODE=1",
+            "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
+            "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
+        )
+    made(API_BASE, digest)
+
+
+def build_api(engine: Engine) -> None:
+    python_base(engine)
+    say("building the example API's image")
+    context = ROOT / "examples" / "legacy-api"
+    engine.build(API_IMAGE, context, "--build-arg", f"PYTHON_IMAGE={API_BASE}")
