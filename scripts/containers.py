@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -33,9 +34,9 @@ SUITE = "bookworm"
 # What gcr.io/distroless/cc has: no shell, no package manager.
 RUNTIME_PACKAGES = ["base-files", "ca-certificates", "libc6", "libgcc-s1", "netbase"]
 NONROOT = 65532
-PROGRAMS = ["buildah", "debootstrap", "podman", "runc", "netavark"]
+PROGRAMS = ["buildah", "debootstrap", "podman", "runc", "netavark", "iptables", "catatonit"]
 # Debian keeps some programs where no PATH leads.
-PROGRAM_PATHS = ["/usr/lib/podman"]
+PROGRAM_PATHS = ["/usr/lib/podman", "/usr/sbin"]
 
 
 def missing() -> list[str]:
@@ -53,18 +54,23 @@ def missing() -> list[str]:
 
 
 def runs_nothing() -> str | None:
-    """Whether a container can be started at all: an empty one is, and told from the error."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        probe = subprocess.run(
-            ["unshare", "--mount", "--pid", "--net", "--fork", "true"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-        )
+    """Why no container can be started at all, if that is so."""
+    probe = subprocess.run(
+        ["unshare", "--mount", "--pid", "--net", "--fork", "true"],
+        capture_output=True,
+        text=True,
+    )
     if probe.returncode:
         return f"namespaces can't be made: {probe.stderr.strip()}"
     return None
+
+
+def limits() -> str:
+    """No more than this machine's own: to raise them is not every root's right."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # podman lowers its own to this when it starts.
+    processes = min(resource.getrlimit(resource.RLIMIT_NPROC)[1], 32768)
+    return f'["nofile={files}:{files}", "nproc={processes}:{processes}"]'
 
 
 class Engine:
@@ -74,13 +80,18 @@ class Engine:
         STORAGE.mkdir(parents=True, exist_ok=True)
         # The storage remembers it: another one is refused.
         self.place = ["--root", str(STORAGE), "--runroot", str(WORK / "run")]
+        settings = WORK / "containers.conf"
+        settings.write_text(f"[containers]\ndefault_ulimits = {limits()}\n")
+        self.environment = os.environ | {"CONTAINERS_CONF": str(settings)}
 
     def podman(
         self, *arguments: str, check: bool = True, timeout_s: float = 120
     ) -> subprocess.CompletedProcess[str]:
         engine = ["--cgroup-manager", "cgroupfs", "--runtime", "runc"]
         command = ["podman", *self.place, *engine, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, env=self.environment
+        )
         if check and done.returncode:
             raise NotHere(f"podman {' '.join(arguments)}: {done.stderr.strip()}")
         return done
