@@ -117,7 +117,7 @@ def test_compose(relay: Path) -> None:
     except environment.NotHere as reason:
         pytest.skip(str(reason))
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    jsonschema.validate(compose, json.loads(schema.read_text()))
+    jsonschema.Draft7Validator(json.loads(schema.read_text())).validate(compose)
     services = compose["services"]
     for service in services.values():
         assert set(service.get("depends_on", {})) <= set(services)

@@ -116,6 +116,18 @@ def test_every_object_has_namespace_and_labels(helm4: Helm, values: Path) -> Non
         assert labels["app.kubernetes.io/managed-by"] == "Helm", name
 
 
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_services_select_relays_and_nothing_else(helm4: Helm, values: Path) -> None:
+    found = helm4.objects("--values", str(values))
+    services = [o for o in found if o["kind"] == "Service"]
+    assert services
+    for service in services:
+        selector = service["spec"]["selector"].items()
+        assert not selector <= one(found, "Pod")["metadata"]["labels"].items()
+        for deployment in (o for o in found if o["kind"] == "Deployment"):
+            assert selector <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
 def container(among: list[Object]) -> Object:
     for found in among:
         if found["kind"] == "Deployment":
