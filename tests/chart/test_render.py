@@ -17,6 +17,7 @@ from conftest import (  # noqa: I001 - it puts scripts/ on the path
     CHART,
     DEPLOYMENT,
     NAMESPACE,
+    ROOT,
     SIDECAR,
     VALUES,
     Helm,
@@ -185,6 +186,13 @@ def test_names_fit_whatever_the_release_is_called(helm: Helm) -> None:
     values = CHART / "ci" / "monitoring-deployment-values.yaml"
     for found in helm.objects("--values", str(values), release="r" * 53):
         assert len(found["metadata"]["name"]) <= 63
+
+
+def test_the_papers_say_which_versions_of_kubernetes() -> None:
+    versions = kubernetes_versions()
+    said = f"Kubernetes {versions[0]} to {versions[-1]}"
+    for paper in ("README.md", "docs/KUBERNETES.md"):
+        assert said in (ROOT / paper).read_text(), f"{paper}: {said}"
 
 
 def test_the_schema_is_one() -> None:
