@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test page-test lint fmt check image chart chart-test pod-test
+.PHONY: demo test page-test reliability lint fmt check image chart chart-test pod-test
 
 demo:
 	@$(PYTHON) scripts/demo
@@ -13,6 +13,7 @@ check: lint test
 lint:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --test reliability -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
 
 fmt:
@@ -20,6 +21,12 @@ fmt:
 
 test:
 	@scripts/test
+
+# The figures of docs/RELIABILITY.md on this machine, with a release build: six minutes after it is built.
+# RELIABILITY_ONLY=stalled (or storm, hung, gone, history) takes one, RELAY_BIN another relay.
+reliability:
+	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
+		cargo test --release --test reliability
 
 # The page in a real browser, where there is one.
 page-test:

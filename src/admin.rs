@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
+use crate::auth::Authority;
 use crate::drain::Drain;
 use crate::hub::{Health, Hub};
 use crate::metrics::Metrics;
@@ -40,6 +41,7 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Answers every request on the admin port.
 pub struct Admin {
     hub: Hub,
+    authority: Arc<Authority>,
     router: Arc<Router>,
     drain: Drain,
     metrics: Metrics,
@@ -61,11 +63,15 @@ struct Checks {
     /// Redis was reached, and is not away for longer than `redis.grace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<bool>,
+    /// Every JWKS was fetched at least once. Absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwks: Option<bool>,
     /// The only check that must be false.
     draining: bool,
 }
 
-/// What readiness depends on: a sidecar's is its whole pod's, and leaves Redis out.
+/// What readiness depends on: a sidecar's is its whole pod's, and leaves out what others bring:
+/// Redis, and keys that the API beside it may publish, which starts no sooner than this is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Everything,
@@ -76,6 +82,7 @@ impl Admin {
     /// Redis counts as lost after `grace`.
     pub fn new(
         hub: Hub,
+        authority: Arc<Authority>,
         router: Arc<Router>,
         drain: Drain,
         metrics: Metrics,
@@ -83,6 +90,7 @@ impl Admin {
     ) -> Self {
         Self {
             hub,
+            authority,
             router,
             drain,
             metrics,
@@ -153,7 +161,14 @@ impl Admin {
             Some(_) => return error(StatusCode::BAD_REQUEST, "no_such_scope"),
         };
         let phase = self.drain.signal().phase();
-        let readiness = readiness(&self.hub.health(), phase, self.grace, scope, Instant::now());
+        let readiness = readiness(
+            &self.hub.health(),
+            self.authority.has_keys(),
+            phase,
+            self.grace,
+            scope,
+            Instant::now(),
+        );
         let status = match readiness.ready {
             true => StatusCode::OK,
             false => StatusCode::SERVICE_UNAVAILABLE,
@@ -210,6 +225,7 @@ impl Admin {
 
 fn readiness(
     health: &Health,
+    has_keys: Option<bool>,
     phase: Phase,
     grace: Duration,
     scope: Scope,
@@ -220,10 +236,14 @@ fn readiness(
     let checks = Checks {
         reader: health.reader_alive,
         redis: (scope == Scope::Everything).then_some(reachable),
+        jwks: has_keys.filter(|_| scope == Scope::Everything),
         draining: phase != Phase::Serving,
     };
     Readiness {
-        ready: checks.reader && checks.redis.unwrap_or(true) && !checks.draining,
+        ready: checks.reader
+            && checks.redis.unwrap_or(true)
+            && checks.jwks.unwrap_or(true)
+            && !checks.draining,
         checks,
     }
 }
@@ -282,7 +302,7 @@ mod tests {
     }
 
     fn says(health: &Health, phase: Phase, scope: Scope, now: Instant) -> String {
-        json!(readiness(health, phase, GRACE, scope, now)).to_string()
+        json!(readiness(health, None, phase, GRACE, scope, now)).to_string()
     }
 
     #[test]
@@ -306,7 +326,7 @@ mod tests {
         };
         let ready = |away| {
             let scope = Scope::Everything;
-            readiness(&health, Phase::Serving, GRACE, scope, lost_at + away).ready
+            readiness(&health, None, Phase::Serving, GRACE, scope, lost_at + away).ready
         };
         assert!(ready(GRACE));
         assert!(!ready(GRACE + Duration::from_millis(1)));
@@ -321,7 +341,7 @@ mod tests {
                 ..healthy()
             };
             let now = Instant::now();
-            let ready = |scope| readiness(&health, Phase::Serving, GRACE, scope, now).ready;
+            let ready = |scope| readiness(&health, None, Phase::Serving, GRACE, scope, now).ready;
             assert!(!ready(Scope::Everything));
             assert!(ready(Scope::Itself));
         }
@@ -335,6 +355,21 @@ mod tests {
     }
 
     #[test]
+    fn a_jwks_that_was_never_fetched_is_missed_but_by_the_own_scope() {
+        let ready = |has_keys, scope| {
+            let (health, now) = (healthy(), Instant::now());
+            readiness(&health, has_keys, Phase::Serving, GRACE, scope, now)
+        };
+        let missing = ready(Some(false), Scope::Everything);
+        let expected = r#"{"checks":{"draining":false,"jwks":false,"reader":true,"redis":true},"ready":false}"#;
+        assert_eq!(json!(missing).to_string(), expected);
+        assert!(ready(Some(true), Scope::Everything).ready);
+        let own = ready(Some(false), Scope::Itself);
+        let expected = r#"{"checks":{"draining":false,"reader":true},"ready":true}"#;
+        assert_eq!(json!(own).to_string(), expected);
+    }
+
+    #[test]
     fn without_a_reader_nothing_is_ready() {
         let health = Health {
             reader_alive: false,
@@ -342,7 +377,7 @@ mod tests {
         };
         for scope in [Scope::Everything, Scope::Itself] {
             let now = Instant::now();
-            assert!(!readiness(&health, Phase::Serving, GRACE, scope, now).ready);
+            assert!(!readiness(&health, None, Phase::Serving, GRACE, scope, now).ready);
         }
     }
 

@@ -1,13 +1,19 @@
 //! Who may listen: token sources, keys, claims, CEL authorisation.
 //!
 //! [`Authority::admit`] is the flow of a request: the token is found (`auth/token.rs`) and
-//! verified (`auth/verify.rs`), the route's `authorize` is asked (`auth/authorize.rs`), and the
+//! verified (`auth/verify.rs`) by the keys of the config (`auth/keyring.rs`), the route's `authorize` is asked (`auth/authorize.rs`), and the
 //! streams are resolved. What comes out is a [`Grant`], or a [`Rejection`] that knows what the
 //! client is told. No token, claim or query string reaches a log line or a metric from here.
 
 mod authorize;
+mod explain;
+mod jwks;
+mod key;
+mod key_file;
+mod keyring;
 pub mod mint;
 mod rejection;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -23,8 +29,13 @@ use tokio::time::Instant;
 use crate::config::template::{Unusable, Values};
 use crate::config::{Config, Jwt, Route, TokenSource};
 use crate::metrics::{Metrics, TOKEN_REJECTIONS};
+use crate::secret::Secret;
 use crate::stream::{StreamKey, StreamKeys};
+use crate::tasks::Tasks;
 use authorize::Authorizer;
+pub use explain::{Explained, Finding};
+pub use jwks::JwksError;
+pub use keyring::Fetched;
 pub use rejection::{Rejection, TokenFault};
 use verify::{Verified, Verifier};
 
@@ -37,6 +48,8 @@ pub struct Request<'a> {
     pub params: &'a BTreeMap<String, String>,
     /// All query variables, decoded. The first of several with one name counts.
     pub query: &'a BTreeMap<String, String>,
+    /// A token that has come in a message. Then the request itself is not searched for one.
+    pub message: Option<&'a Secret>,
 }
 
 /// What a verified request may do.
@@ -80,10 +93,19 @@ struct Tokens {
 }
 
 impl Authority {
-    /// An authority for this config. Every key is tried once, so that a build that can't
-    /// verify tokens fails here and not at the first client.
+    /// An authority for this config, whose keys stay as they are. Every key is tried once, so
+    /// that a build that can't verify tokens fails here and not at the first client.
     pub fn new(config: &Config, metrics: &Metrics) -> Self {
         Self::of(config.auth.jwt.as_ref(), &config.routes, metrics)
+    }
+
+    /// An authority for this config, whose keys are kept up to date by tasks of `tasks`.
+    pub fn start(config: &Config, tasks: &Tasks, metrics: &Metrics) -> Self {
+        let authority = Self::new(config, metrics);
+        if let (Some(tokens), Some(jwt)) = (&authority.tokens, &config.auth.jwt) {
+            tokens.verifier.keyring.start(jwt, tasks, metrics);
+        }
+        authority
     }
 
     fn of(jwt: Option<&Jwt>, routes: &[Route], metrics: &Metrics) -> Self {
@@ -93,7 +115,7 @@ impl Authority {
             (fault.reason(), counter)
         });
         Self {
-            tokens: jwt.map(Tokens::new),
+            tokens: jwt.map(|jwt| Tokens::new(jwt, metrics)),
             authorizer: Authorizer::new(routes),
             rejections: rejections.collect(),
         }
@@ -103,12 +125,21 @@ impl Authority {
     ///
     /// A public route ignores whatever token there is: it has no claims. Its `authorize` is
     /// asked all the same, for it may look at path and query, and a rule that is written down
-    /// is not passed over.
-    pub fn admit(&self, route: &Route, request: &Request<'_>) -> Result<Grant, Rejection> {
+    /// is not passed over. Takes no time, but where a JWKS has to be asked for an unknown key.
+    pub async fn admit(&self, route: &Route, request: &Request<'_>) -> Result<Grant, Rejection> {
         let verified = match &self.tokens {
-            Some(tokens) if !route.public => self.counted(tokens.verify(request))?,
+            Some(tokens) if !route.public => self.counted(tokens.verify(request).await)?,
             Some(_) | None => Verified::default(),
         };
+        self.grant(route, verified, request)
+    }
+
+    fn grant(
+        &self,
+        route: &Route,
+        verified: Verified,
+        request: &Request<'_>,
+    ) -> Result<Grant, Rejection> {
         let claims = &verified.claims;
         if !self.authorizer.allows(route, claims, request) {
             return Err(Rejection::NotAllowed);
@@ -126,6 +157,32 @@ impl Authority {
         })
     }
 
+    /// Whether the token has to be waited for: this request has none, and it may come in the
+    /// first message.
+    pub fn awaits_message(&self, route: &Route, request: &Request<'_>) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| {
+            !route.public
+                && tokens.sources.contains(&TokenSource::FirstMessage)
+                && matches!(
+                    token::find(&tokens.sources, request),
+                    Err(TokenFault::Missing)
+                )
+        })
+    }
+
+    /// Fetches every JWKS once.
+    pub async fn fetch_jwks(&self) -> Vec<Fetched> {
+        match &self.tokens {
+            Some(tokens) => tokens.verifier.keyring.fetch_all().await,
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether every JWKS was fetched at least once; `None` if there is none.
+    pub fn has_keys(&self) -> Option<bool> {
+        self.tokens.as_ref()?.verifier.keyring.are_there()
+    }
+
     /// The subprotocol that carries a token in this offer, if a token source says so.
     ///
     /// A browser drops the connection unless one of the subprotocols that it offered is
@@ -136,30 +193,41 @@ impl Authority {
             TokenSource::Subprotocol { prefix } => {
                 token::subprotocol(offered.iter().copied(), prefix).map(|(value, _)| value)
             }
-            TokenSource::Header | TokenSource::Cookie { .. } | TokenSource::Query { .. } => None,
+            TokenSource::Header
+            | TokenSource::Cookie { .. }
+            | TokenSource::Query { .. }
+            | TokenSource::FirstMessage => None,
         })
     }
 
+    /// The token that was waited for has not come.
+    pub fn missing(&self) -> Rejection {
+        self.count(&TokenFault::Missing);
+        Rejection::from(TokenFault::Missing)
+    }
+
     fn counted<T>(&self, result: Result<T, TokenFault>) -> Result<T, TokenFault> {
-        result.inspect_err(|fault| {
-            if let Some(counter) = self.rejections.get(fault.reason()) {
-                counter.increment(1);
-            }
-        })
+        result.inspect_err(|fault| self.count(fault))
+    }
+
+    fn count(&self, fault: &TokenFault) {
+        if let Some(counter) = self.rejections.get(fault.reason()) {
+            counter.increment(1);
+        }
     }
 }
 
 impl Tokens {
-    fn new(jwt: &Jwt) -> Self {
+    fn new(jwt: &Jwt, metrics: &Metrics) -> Self {
         Self {
             sources: jwt.token_from.clone(),
-            verifier: Verifier::new(jwt),
+            verifier: Verifier::new(jwt, metrics),
         }
     }
 
-    fn verify(&self, request: &Request<'_>) -> Result<Verified, TokenFault> {
+    async fn verify(&self, request: &Request<'_>) -> Result<Verified, TokenFault> {
         let token = token::find(&self.sources, request)?;
-        self.verifier.verify(&token)
+        self.verifier.verify(&token).await
     }
 }
 

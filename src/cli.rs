@@ -3,6 +3,7 @@
 mod admin_client;
 mod check;
 mod drain;
+mod explain;
 mod health;
 mod run;
 mod tail;
@@ -44,6 +45,8 @@ enum Command {
     Token(token::Token),
     /// Connect as a client and print every frame; resumes by itself.
     Tail(tail::Tail),
+    /// Say why a request would be accepted or refused: exit status 0 or 1.
+    Explain(explain::Explain),
     /// Ask a running relay whether it is ready: exit status 0 or 1.
     Health(health::Health),
     /// Ask a running relay to drain.
@@ -107,6 +110,7 @@ fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
         Command::Check(check) => check.run(&config),
         Command::Token(token) => token.run(&config),
         Command::Tail(tail) => block_on(tail.run()),
+        Command::Explain(explain) => block_on(explain.run(&config)),
         Command::Health(health) => block_on(health.run(&config)),
         Command::Drain(drain) => block_on(drain.run(&config)),
     }

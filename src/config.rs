@@ -8,15 +8,18 @@ mod auth;
 mod authorize;
 mod error;
 mod interpolate;
+mod jwks;
 mod key;
 mod lifetime;
 mod message;
 mod redis;
 mod route;
 mod server;
+mod slow;
 mod snapshot;
 mod source;
 pub mod template;
+mod tls;
 mod value;
 mod written;
 
@@ -25,16 +28,19 @@ use std::path::Path;
 use source::Source;
 
 use crate::telemetry::Log;
-pub use auth::{Auth, Expiry, Jwt, Reject, TokenSource};
+pub use auth::{Auth, Expiry, Jwt, Reject, TokenSource, media_type};
 pub use authorize::Authorize;
 pub use error::ConfigError;
-pub use key::VerificationKey;
+pub use jwks::Jwks;
+pub use key::{FixedKey, KeyOrigin, VerificationKey, fits};
 pub use lifetime::{Drain, DrainMode, Keepalive};
-pub use message::{Format, FormatKind, Message, Slow, WhenLagging};
+pub use message::{Format, FormatKind, Message};
 pub use redis::{Redis, Wake};
 pub use route::{History, Route};
 pub use server::{Client, OriginPattern, Server};
+pub use slow::{JsonPointer, Slow, WhenLagging};
 pub use snapshot::{OnError, Share, Snapshot};
+pub use tls::Tls;
 
 /// The whole of `relay.toml`.
 #[derive(Debug)]
@@ -82,6 +88,7 @@ impl Config {
         let (source, written) = Source::read(text, file, environment)?;
         let server = written.server.check(&source)?;
         let auth = auth::check(written.auth, &server, &source)?;
+        written.server.check_with(&auth, &source)?;
         Ok(Self {
             redis: written.redis.check(&source)?,
             routes: route::check_all(written.route, auth.jwt.as_ref(), &source)?,

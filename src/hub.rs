@@ -20,7 +20,7 @@ use futures_util::future::{BoxFuture, Shared as SharedFuture};
 use metrics::Gauge;
 use tokio::time::{Instant, interval};
 
-use crate::config::{Config, Format};
+use crate::config::Config;
 use crate::metrics::{FEEDS, Metrics, RING_BYTES};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::store::{Store, StoreError, Unreadable};
@@ -29,7 +29,7 @@ use crate::tasks::Tasks;
 use crate::wake::Bell;
 
 use backlog::Backlog;
-use chunk::{FormatId, Formats};
+use chunk::Formats;
 use dirty::Dirty;
 use feed::{Feed, Mark, RingBounds, Watch};
 use reader::Reader;
@@ -127,11 +127,7 @@ impl Hub {
     /// The address of Redis can't be used.
     pub fn start(config: Arc<Config>, tasks: &Tasks, metrics: &Metrics) -> anyhow::Result<Self> {
         let store = Arc::new(Store::new(&config.redis, metrics)?);
-        let routes = config.routes.iter();
-        let formats = Formats::new(
-            routes.map(|route| (&route.message.format, route.streams.len())),
-            metrics,
-        );
+        let formats = Formats::new(&config.routes, metrics);
         let backlog = Backlog::new(
             store.clone(),
             formats.clone(),
@@ -237,11 +233,6 @@ impl Hub {
     /// Entries that the rings no longer hold.
     pub fn backlog(&self) -> &Backlog {
         &self.shared.backlog
-    }
-
-    /// The place of a route's format.
-    pub fn format(&self, format: &Format, streams: usize) -> Option<FormatId> {
-        self.shared.formats.find(format, streams)
     }
 
     /// All formats.

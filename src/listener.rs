@@ -1,5 +1,7 @@
 //! The clients' port: an accept loop, and one tracked task per connection.
 
+pub mod tls;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -8,29 +10,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics::{Counter, Gauge};
+use metrics::Gauge;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::config::Server;
 use crate::drain;
 use crate::metrics::{CONNECTIONS, CONNECTS, Metrics};
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::router::{Aborted, Router};
+use crate::router::{Aborted, AddressPlace, Answer, Router, come_back_later, status_answer};
 use crate::session::ending::DrainSignal;
 use crate::tasks::Tasks;
+use tls::Tls;
 
 /// Connections that the kernel completes before they are accepted; it has a limit of its own.
 const BACKLOG: u32 = 4096;
@@ -47,9 +48,7 @@ const LAST_HEADS: Duration = Duration::from_secs(1);
 const TURNED_AWAY_AT_ONCE: usize = 64;
 /// How long such a client may take to ask and to go.
 const TURNING_AWAY: Duration = Duration::from_secs(1);
-const TOO_MANY: Refusal = Refusal::new(Outcome::TooMany, "too_many_connections");
-/// Seconds after which such a client may come back; at random, so that they don't come together.
-const COME_BACK_S: std::ops::RangeInclusive<u64> = 2..=10;
+const FULL: Refusal = Refusal::new(Outcome::TooMany, "too_many_connections");
 
 /// Binds one of the two ports. The error names the key and the address.
 pub fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -71,16 +70,20 @@ pub struct ClientPort {
     drain: DrainSignal,
     tasks: Tasks,
     http: http1::Builder,
+    tls: Option<Tls>,
+    handshake_timeout: Duration,
     send_buffer: usize,
     seats: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
     open: Gauge,
-    refused: Counter,
+    metrics: Metrics,
 }
 
-/// A connection's place among `max_connections`. A session keeps it after the upgrade.
+/// A connection's place among `max_connections`, and among those of its address if that is known
+/// by the connection. A session keeps it after the upgrade.
 struct Seat {
     _permit: OwnedSemaphorePermit,
+    _place: AddressPlace,
     open: Gauge,
 }
 
@@ -90,10 +93,20 @@ impl Drop for Seat {
     }
 }
 
+/// How a connection is met.
+#[derive(Clone)]
+enum Standing {
+    /// It is served.
+    Seated(Arc<Seat>),
+    /// It is told that there are too many.
+    TurnedAway(Refusal, Arc<OwnedSemaphorePermit>),
+}
+
 impl ClientPort {
     /// Connections are tasks of `tasks`, and sessions have to be as well.
     pub fn new(
         server: &Server,
+        tls: Option<Tls>,
         router: Arc<Router>,
         drain: DrainSignal,
         tasks: Tasks,
@@ -109,12 +122,19 @@ impl ClientPort {
             drain,
             tasks,
             http,
+            tls,
+            handshake_timeout: server.handshake_timeout,
             send_buffer: server.send_buffer,
             seats: Arc::new(Semaphore::new(server.max_connections)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
             open: metrics.gauge(&CONNECTIONS, &[]),
-            refused: metrics.counter(&CONNECTS, &["", TOO_MANY.reason]),
+            metrics: metrics.clone(),
         }
+    }
+
+    /// Whether clients need TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Accepts connections until a drain refuses them; then the port is closed.
@@ -144,41 +164,73 @@ impl ClientPort {
     }
 
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        if let Ok(permit) = self.seats.clone().try_acquire_owned() {
-            self.open.increment(1.0);
-            let open = self.open.clone();
-            let seat = Arc::new(Seat {
-                _permit: permit,
-                open,
-            });
-            // A client that came over IPv4 to a port of both families has an IPv4 address.
-            let peer = peer.ip().to_canonical();
-            let connection = self.clone().serve(stream, peer, seat);
-            self.tasks.spawn("connection", connection);
+        // A client that came over IPv4 to a port of both families has an IPv4 address.
+        let peer = peer.ip().to_canonical();
+        let place = match self.router.enter(peer) {
+            Ok(place) => place,
+            Err(refusal) => return self.turn_away(stream, peer, refusal),
+        };
+        let Ok(permit) = self.seats.clone().try_acquire_owned() else {
+            return self.turn_away(stream, peer, come_back_later(FULL));
+        };
+        self.open.increment(1.0);
+        let seat = Seat {
+            _permit: permit,
+            _place: place,
+            open: self.open.clone(),
+        };
+        let standing = Standing::Seated(Arc::new(seat));
+        let connection = self.clone().serve(stream, peer, standing);
+        self.tasks.spawn("connection", connection);
+    }
+
+    /// Serves a client only to tell it that there are too many.
+    fn turn_away(self: &Arc<Self>, stream: TcpStream, peer: IpAddr, refusal: Refusal) {
+        let outcome = ["", refusal.reason];
+        self.metrics.counter(&CONNECTS, &outcome).increment(1);
+        let Ok(permit) = self.turned_away.clone().try_acquire_owned() else {
             return;
-        }
-        self.refused.increment(1);
-        if let Ok(permit) = self.turned_away.clone().try_acquire_owned() {
-            self.tasks.spawn("turning away", async move {
-                // Whoever neither asks nor goes in time is only dropped.
-                let _too_late = timeout(TURNING_AWAY, turn_away(stream)).await;
-                drop(permit);
-            });
-        }
+        };
+        let standing = Standing::TurnedAway(refusal, Arc::new(permit));
+        let connection = self.clone().serve(stream, peer, standing);
+        self.tasks.spawn("turning away", async move {
+            // Whoever neither asks nor goes in time is only dropped.
+            let _too_late = timeout(TURNING_AWAY, connection).await;
+        });
     }
 
     /// One connection, up to its answer or its upgrade.
-    async fn serve(self: Arc<Self>, stream: TcpStream, peer: IpAddr, seat: Arc<Seat>) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: IpAddr, standing: Standing) {
         if let Err(error) = self.configure(&stream) {
             debug!(%error, "a connection was gone before it was served");
             return;
         }
+        let Some(tls) = &self.tls else {
+            self.converse(stream, &self.http, peer, standing).await;
+            return;
+        };
+        let (began, asked) = (Instant::now(), AtomicBool::new(false));
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream, self.handshake_timeout) => accepted,
+            () = self.is_over(&asked) => return,
+        };
+        if let Some(stream) = accepted {
+            let mut http = self.http.clone();
+            http.header_read_timeout(self.handshake_timeout.saturating_sub(began.elapsed()));
+            self.converse(stream, &http, peer, standing).await;
+        }
+    }
+
+    async fn converse<S>(&self, stream: S, http: &http1::Builder, peer: IpAddr, standing: Standing)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let asked = AtomicBool::new(false);
         let service = service_fn(|request| {
             asked.store(true, Ordering::Relaxed);
-            self.answer(peer, request, seat.clone())
+            self.answer(peer, request, standing.clone())
         });
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let connection = http.serve_connection(TokioIo::new(stream), service);
         let served = tokio::select! {
             served = connection.with_upgrades() => served,
             () = self.is_over(&asked) => return,
@@ -194,14 +246,23 @@ impl ClientPort {
         &self,
         peer: IpAddr,
         request: Request<Incoming>,
-        seat: Arc<Seat>,
-    ) -> Result<Response<Full<Bytes>>, Aborted> {
-        let mut response = self.router.respond(peer, request, seat).await?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        standing: Standing,
+    ) -> Result<Answer, Aborted> {
+        let mut answer = match standing {
+            Standing::Seated(seat) => self.router.respond(peer, request, seat).await?,
+            // Always by status: clients come back after that, and not after its close code.
+            Standing::TurnedAway(refusal, _) if refusal.reason == FULL.reason => {
+                status_answer(&refusal)
+            }
+            Standing::TurnedAway(refusal, permit) => {
+                self.router.turn_away(request, refusal, permit)?
+            }
+        };
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
+            answer.headers_mut().insert(CONNECTION, close);
         }
-        Ok(response)
+        Ok(answer)
     }
 
     /// Waits until a drain has no more time for this connection: soon, if it has asked nothing.
@@ -234,40 +295,6 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Answers a connection above the limit without serving it.
-async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
-    // The request is read first: closing with bytes unread is a reset, and the client would
-    // never see the answer.
-    let mut head = [0; 1024];
-    let mut tail = [0; 4];
-    while tail != *b"\r\n\r\n" {
-        match stream.read(&mut head).await? {
-            0 => return Ok(()),
-            read => {
-                for byte in &head[..read] {
-                    tail.rotate_left(1);
-                    tail[3] = *byte;
-                }
-            }
-        }
-    }
-    stream.write_all(too_many().as_bytes()).await?;
-    stream.shutdown().await?;
-    while stream.read(&mut head).await? > 0 {}
-    Ok(())
-}
-
-fn too_many() -> String {
-    let status = TOO_MANY.outcome.status();
-    let body = format!(r#"{{"error":"{}"}}"#, TOO_MANY.reason);
-    let retry_after = rand::random_range(COME_BACK_S);
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
-         retry-after: {retry_after}\r\nconnection: close\r\n\r\n{body}"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,27 +307,5 @@ mod tests {
         let message = format!("{error:#}");
         assert!(message.contains("server.listen"), "{message}");
         assert!(message.contains(&address.to_string()), "{message}");
-    }
-
-    #[tokio::test]
-    async fn whoever_is_one_too_many_is_told_when_to_come_back() {
-        let port = bind("server.listen", "127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = port.local_addr().unwrap();
-        let client = async {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            let request = b"GET /ws HTTP/1.1\r\nhost: x\r\n\r\n";
-            stream.write_all(request).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        };
-        let relay = async {
-            let (stream, _) = port.accept().await.unwrap();
-            turn_away(stream).await.unwrap();
-        };
-        let (answer, ()) = tokio::join!(client, relay);
-        assert!(answer.starts_with("HTTP/1.1 429 Too Many Requests\r\n"));
-        assert!(answer.contains("\r\nretry-after: "), "{answer}");
-        assert!(answer.ends_with(r#"{"error":"too_many_connections"}"#));
     }
 }

@@ -3,7 +3,9 @@
 //! Messages leave this module framed, so that one encoding serves every client that needs it
 //! and a transport has nothing left to do but to hand bytes to the kernel.
 
+pub mod conflation;
 pub mod encoder;
+mod members;
 pub mod outcome;
 
 use std::fmt::Display;
@@ -14,6 +16,7 @@ use hyper_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 use serde::{Deserialize, Serialize};
 
 use crate::config::{FormatKind, Message};
+use crate::secret::Secret;
 
 /// The subprotocol that clients offer.
 pub const SUBPROTOCOL: &str = "relay.v1";
@@ -59,6 +62,13 @@ pub enum ControlFrame<'a> {
         reason: LossReason,
         /// The cursor that can't be continued.
         lost: &'a str,
+    },
+    /// The client lags: some entries were left out, as a newer one of the same key follows.
+    Conflated {
+        /// The stream that they are of.
+        stream: &'a str,
+        /// How many, since the last such frame.
+        folded: usize,
     },
     /// What the client shows may be old, or is current again.
     Status {
@@ -180,10 +190,12 @@ fn push_header(out: &mut Vec<u8>, opcode: OpCode, payload_len: usize) {
 }
 
 /// What a client may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientMessage {
     /// `{"type":"ping"}` or the bare word.
     Ping,
+    /// `{"type":"auth","token":"…"}`: a token, in place of the one that ends.
+    Auth(Secret),
     /// Anything else: counted, and otherwise ignored.
     Unknown,
 }
@@ -192,19 +204,24 @@ impl ClientMessage {
     /// Reads the text of a message.
     pub fn parse(text: &str) -> Self {
         #[derive(Deserialize)]
-        struct Typed<'a> {
-            #[serde(rename = "type")]
-            kind: &'a str,
+        #[serde(tag = "type", rename_all = "snake_case")]
+        enum Typed {
+            Ping,
+            Auth { token: String },
         }
-        let is_ping = text == "ping"
-            || serde_json::from_str::<Typed<'_>>(text).is_ok_and(|typed| typed.kind == "ping");
-        if is_ping { Self::Ping } else { Self::Unknown }
+        match serde_json::from_str(text) {
+            Ok(Typed::Ping) => Self::Ping,
+            Ok(Typed::Auth { token }) => Self::Auth(Secret::new(token)),
+            Err(_) if text == "ping" => Self::Ping,
+            Err(_) => Self::Unknown,
+        }
     }
 
     /// As in metrics.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Ping => "ping",
+            Self::Auth(_) => "auth",
             Self::Unknown => "unknown",
         }
     }
@@ -232,6 +249,17 @@ mod tests {
             assert_eq!(framed(&vec![b'x'; len]).len(), len + header);
         }
         assert_eq!(ping_framed()[..], [0x89, 0]);
+    }
+
+    #[test]
+    fn clients_can_bring_a_token() {
+        let auth = |text| ClientMessage::parse(text);
+        let token = ClientMessage::Auth(Secret::new("a.b.c"));
+        assert_eq!(auth(r#"{"type":"auth","token":"a.b.c"}"#), token);
+        assert_eq!(auth(r#"{"token":"a.b.c","x":1,"type":"auth"}"#), token);
+        assert_eq!(auth(r#"{"type":"auth"}"#), ClientMessage::Unknown);
+        assert_eq!(auth(r#"{"type":"auth","token":7}"#), ClientMessage::Unknown);
+        assert!(!format!("{token:?}").contains("a.b.c"));
     }
 
     #[test]

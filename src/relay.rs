@@ -11,9 +11,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::admin::Admin;
+use crate::auth::Authority;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::hub::Hub;
+use crate::listener::tls::Tls;
 use crate::listener::{self, ClientPort};
 use crate::metrics::Metrics;
 use crate::router::Router;
@@ -63,16 +65,21 @@ impl Relay {
         let (clients, own) = (Tasks::default(), Tasks::default());
         let drain = Drain::new(config.drain, clients.clone(), own.clone(), &metrics);
         let hub = Hub::start(config.clone(), &own, &metrics)?;
+        let authority = Arc::new(Authority::start(&config, &own, &metrics));
         let router = Arc::new(Router::new(
             config.clone(),
+            authority.clone(),
             hub.clone(),
             drain.signal().clone(),
             clients.clone(),
             &metrics,
         ));
         let signal = drain.signal().clone();
+        let tls = config.server.tls.as_ref();
+        let tls = tls.map(|tls| Tls::start(tls, &own, &metrics)).transpose()?;
         let port = ClientPort::new(
             &config.server,
+            tls,
             router.clone(),
             signal,
             clients.clone(),
@@ -80,6 +87,7 @@ impl Relay {
         );
         let admin = Admin::new(
             hub,
+            authority,
             router,
             drain.clone(),
             metrics.clone(),
@@ -111,8 +119,8 @@ impl Relay {
             listen,
             admin_listen,
         } = self.addresses;
-        info!(%listen, %admin_listen, "listening");
         let (port, admin) = (Arc::new(self.port), Arc::new(self.admin));
+        info!(%listen, %admin_listen, tls = port.speaks_tls(), "listening");
         // Accepting is one of the clients' tasks, so that a drain can't end before it.
         let accepting = self.clients.spawn("accept", port.accept(self.socket));
         let administering = admin.accept(self.admin_socket, self.own.clone());

@@ -3,8 +3,16 @@
 //! The order is what makes the cut exact: the feeds are attached before the API is asked, so an
 //! entry that is added meanwhile comes after the position, never between.
 
+mod admission;
 mod answer;
+pub mod explain;
+mod first_message;
+mod forwarded;
+mod limits;
+mod occupancy;
 mod origin;
+mod pace;
+mod renewal;
 mod request;
 
 use std::collections::BTreeMap;
@@ -12,33 +20,33 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
-use hyper::http::request::Parts;
-use hyper_tungstenite::HyperWebsocket;
-use tokio::time::{Instant, timeout};
+use hyper::{HeaderMap, Request, Uri};
+use tokio::time::timeout;
 use tracing::debug;
 
-use crate::auth::{Authority, Grant};
+use crate::auth::Authority;
 use crate::config::{Config, Reject};
 use crate::hub::Hub;
-use crate::hub::feed::Watch;
 use crate::metrics::{CONNECTS, Metrics};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::session::ending::DrainSignal;
-use crate::session::{Opening, ServedRoute, Session, Start, TOKEN_EXPIRED};
-use crate::snapshot::Callback;
-use crate::stream::{Cursor, EntryId};
+use crate::session::{Opening, ServedRoute, Session};
 use crate::tasks::Tasks;
 use crate::websocket::{self, Socket};
-use answer::{Answer, not_an_upgrade, status_answer};
+use admission::Admitted;
+use answer::not_an_upgrade;
+use limits::Limits;
 use request::Asked;
+
+pub use answer::{Answer, status_answer};
+pub use limits::{AddressPlace, come_back_later};
 
 /// Answers every request on the clients' port. Sessions run as tasks of their own.
 pub struct Router {
     config: Arc<Config>,
-    authority: Authority,
+    authority: Arc<Authority>,
+    limits: Limits,
     routes: Vec<Arc<ServedRoute>>,
     paths: matchit::Router<usize>,
     hub: Hub,
@@ -55,20 +63,14 @@ pub struct Aborted;
 const DRAINING: Refusal = Refusal::retry(Outcome::Overloaded, "draining", Duration::from_secs(1));
 const NO_ROUTE: Refusal = Refusal::new(Outcome::NotFound, "no_route");
 const ORIGIN: Refusal = Refusal::new(Outcome::Forbidden, "origin_not_allowed");
+const BAD_HANDSHAKE: Refusal = Refusal::new(Outcome::BadRequest, "bad_handshake");
 const SUBPROTOCOL: Refusal = Refusal::new(Outcome::BadRequest, "no_subprotocol");
-
-/// What a request has come to: everything that its session begins with.
-struct Admitted {
-    grant: Grant,
-    watches: Vec<Watch>,
-    start: Start,
-    callback: Option<Arc<Callback>>,
-}
 
 impl Router {
     /// Prepares the routes of the config. Sessions will be tasks of `tasks`.
     pub fn new(
         config: Arc<Config>,
+        authority: Arc<Authority>,
         hub: Hub,
         drain: DrainSignal,
         tasks: Tasks,
@@ -92,7 +94,8 @@ impl Router {
                 .expect("the config has checked that paths don't conflict");
         }
         Self {
-            authority: Authority::new(&config, metrics),
+            authority,
+            limits: Limits::new(&config.server),
             routes,
             paths,
             hub,
@@ -108,7 +111,7 @@ impl Router {
     /// # Errors
     /// [`Aborted`] where the connection is to be dropped (`reject = "abort"`).
     pub async fn respond<H: Send + Sync + 'static>(
-        &self,
+        self: &Arc<Self>,
         peer: IpAddr,
         request: Request<Incoming>,
         held: Arc<H>,
@@ -128,27 +131,39 @@ impl Router {
                 status_answer(&NO_ROUTE)
             });
         }
+        let client = self.limits.client(peer, request.headers());
+        let held = match self.limits.enter_client(peer, client) {
+            Ok(place) => (held, place),
+            Err(refusal) => {
+                self.count(name, refusal.reason);
+                return self.turn_away(request, refusal, held);
+            }
+        };
+        if let Err(refusal) = self.limits.allow_connect() {
+            self.count(name, refusal.reason);
+            return Ok(status_answer(&refusal));
+        }
         let Some((route, params)) = found else {
             self.count("", NO_ROUTE.reason);
             let (parts, body) = request.into_parts();
-            let asked = Asked::new(&parts, BTreeMap::new());
+            let asked = Asked::new(&parts.uri, &parts.headers, BTreeMap::new());
             let mut request = Request::from_parts(parts, body);
             return self.refuse(&mut request, &asked, NO_ROUTE, held);
         };
         let (parts, body) = request.into_parts();
-        let asked = Asked::new(&parts, params);
+        let asked = Asked::new(&parts.uri, &parts.headers, params);
+        if self.awaits_token(&route, &parts, &asked) {
+            let request = Request::from_parts(parts, body);
+            return self.wait_for_token(client, route, request, asked, held);
+        }
         let admitted = tokio::select! {
-            admitted = self.admit(&route, &parts, &asked) => admitted,
+            admitted = self.admit(&route, &parts, &asked, None) => admitted,
             () = self.drain.refusing() => {
                 self.count(route.name(), DRAINING.reason);
                 return Ok(status_answer(&DRAINING));
             }
         };
-        let outcome = admitted
-            .as_ref()
-            .map_or_else(|refusal| refusal.reason, |_| "accepted");
-        self.count(route.name(), outcome);
-        debug!(%peer, route = route.name(), outcome, "request");
+        self.note_admission(client, &route, &admitted);
         let mut request = Request::from_parts(parts, body);
         match admitted {
             Ok(admitted) => Ok(self.accept(&route, &mut request, &asked, admitted, held)),
@@ -173,6 +188,19 @@ impl Router {
         Some((self.routes[*found.value].clone(), params.collect()))
     }
 
+    fn note_admission(
+        &self,
+        client: IpAddr,
+        route: &ServedRoute,
+        admitted: &Result<Admitted, Refusal>,
+    ) {
+        let outcome = admitted
+            .as_ref()
+            .map_or_else(|refusal| refusal.reason, |_| "accepted");
+        self.count(route.name(), outcome);
+        debug!(%client, route = route.name(), outcome, "request");
+    }
+
     fn count(&self, route: &str, outcome: &str) {
         self.metrics
             .counter(&CONNECTS, &[route, outcome])
@@ -180,120 +208,10 @@ impl Router {
     }
 }
 
-/// From a request to what its session begins with.
-impl Router {
-    async fn admit(
-        &self,
-        route: &ServedRoute,
-        parts: &Parts,
-        asked: &Asked,
-    ) -> Result<Admitted, Refusal> {
-        if !origin::is_allowed(&parts.headers, &self.config.server.allowed_origins) {
-            return Err(ORIGIN);
-        }
-        if !asked.offered.is_empty() && self.subprotocol(asked).is_none() {
-            return Err(SUBPROTOCOL);
-        }
-        let params = asked.params(route.route())?;
-        let request = crate::auth::Request {
-            headers: &parts.headers,
-            params: &params,
-            query: &asked.query,
-        };
-        let grant = self
-            .authority
-            .admit(route.route(), &request)
-            .map_err(|rejection| {
-                debug!(route = route.name(), %rejection, "refused");
-                rejection.refusal()
-            })?;
-        let watches = self.attach(&grant).await?;
-        let callback = prepare(route, &grant, parts)?;
-        let start = self
-            .start(route, &grant, asked, &watches, callback.as_deref())
-            .await?;
-        // The callback may have taken longer than the token had left.
-        if grant.expires_at.is_some_and(|at| at <= Instant::now()) {
-            return Err(TOKEN_EXPIRED);
-        }
-        Ok(Admitted {
-            grant,
-            watches,
-            start,
-            callback,
-        })
-    }
-
-    async fn attach(&self, grant: &Grant) -> Result<Vec<Watch>, Refusal> {
-        let attaching = grant
-            .streams
-            .as_slice()
-            .iter()
-            .map(|key| self.hub.attach(key));
-        let watches = futures_util::future::try_join_all(attaching).await;
-        watches.map_err(|error| {
-            debug!(%error, "a stream can't be attached to");
-            error.refusal()
-        })
-    }
-
-    /// A usable cursor needs no snapshot; without one the API is asked, if the route says so.
-    async fn start(
-        &self,
-        route: &ServedRoute,
-        grant: &Grant,
-        asked: &Asked,
-        watches: &[Watch],
-        callback: Option<&Callback>,
-    ) -> Result<Start, Refusal> {
-        if let Some(text) = asked.cursor(route.route()) {
-            match Cursor::parse(text, &grant.streams) {
-                Some(cursor) => return Ok(Start::Resume(cursor)),
-                None => route.meters().note_malformed_cursor(),
-            }
-        }
-        let feeds: Vec<_> = watches.iter().map(|watch| watch.feed.clone()).collect();
-        let note = move || -> Vec<EntryId> { feeds.iter().map(|feed| feed.tail()).collect() };
-        let (Some(callback), Some(snapshots)) = (callback, route.snapshots()) else {
-            return Ok(Start::Now(note()));
-        };
-        match snapshots.fetch(callback, note.clone(), None).await {
-            Ok(snapshot) => Ok(Start::Snapshot(snapshot)),
-            Err(error) if route.goes_on_without(&error) => Ok(Start::SnapshotFailed(note())),
-            Err(error) => Err(error.refusal()),
-        }
-    }
-
-    /// `relay.v1` if it is offered, else the offered value that carries the token: a browser
-    /// drops the connection if none of what it offers is selected.
-    fn subprotocol<'a>(&self, asked: &'a Asked) -> Option<&'a str> {
-        let offered: Vec<&str> = asked.offered.iter().map(String::as_str).collect();
-        let ours = offered
-            .iter()
-            .find(|offer| **offer == crate::protocol::SUBPROTOCOL);
-        ours.copied()
-            .or_else(|| self.authority.token_subprotocol(&offered))
-    }
-}
-
-fn prepare(
-    route: &ServedRoute,
-    grant: &Grant,
-    parts: &Parts,
-) -> Result<Option<Arc<Callback>>, Refusal> {
-    let Some(snapshots) = route.snapshots() else {
-        return Ok(None);
-    };
-    let callback = snapshots.prepare(&grant.values, &parts.headers, &grant.streams);
-    callback
-        .map(|callback| Some(Arc::new(callback)))
-        .map_err(|unusable| crate::auth::Rejection::from(unusable).refusal())
-}
-
 /// Answers.
 impl Router {
     fn accept<H: Send + Sync + 'static>(
-        &self,
+        self: &Arc<Self>,
         route: &Arc<ServedRoute>,
         request: &mut Request<Incoming>,
         asked: &Asked,
@@ -301,17 +219,9 @@ impl Router {
         held: H,
     ) -> Answer {
         let Ok((answer, upgrade)) = self.upgrade(request, asked, route.max_client_message()) else {
-            return status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake"));
+            return status_answer(&BAD_HANDSHAKE);
         };
-        let opening = Opening {
-            presence: route.enter(held),
-            route: route.clone(),
-            keys: admitted.grant.streams,
-            watches: admitted.watches,
-            start: admitted.start,
-            callback: admitted.callback,
-            expires_at: admitted.grant.expires_at,
-        };
+        let session = self.session(route, request.uri(), request.headers(), admitted, held);
         let (tasks, config) = (
             self.tasks.clone(),
             websocket::receive_config(route.max_client_message()),
@@ -321,13 +231,32 @@ impl Router {
         // everything that it has awaited.
         self.tasks.spawn("upgrade", async move {
             match timeout(deadline, Socket::upgraded(upgrade, config)).await {
-                Ok(Some(socket)) => {
-                    drop(tasks.spawn("session", websocket::serve(socket, Session::new(opening))))
-                }
+                Ok(Some(socket)) => drop(tasks.spawn("session", websocket::serve(socket, session))),
                 Ok(None) | Err(_) => debug!("a client left during its upgrade"),
             }
         });
         answer
+    }
+
+    fn session(
+        self: &Arc<Self>,
+        route: &Arc<ServedRoute>,
+        uri: &Uri,
+        headers: &HeaderMap,
+        admitted: Admitted,
+        held: impl Send + Sync + 'static,
+    ) -> Session {
+        let renew = self.renewal(route, uri, headers, &admitted.grant);
+        Session::new(Opening {
+            presence: route.enter((held, admitted.place)),
+            route: route.clone(),
+            keys: admitted.grant.streams,
+            watches: admitted.watches,
+            start: admitted.start,
+            callback: admitted.callback,
+            expires_at: admitted.grant.expires_at,
+            renew,
+        })
     }
 
     fn refuse<H: Send + Sync + 'static>(
@@ -357,25 +286,5 @@ impl Router {
                 Ok(answer)
             }
         }
-    }
-
-    fn upgrade(
-        &self,
-        request: &mut Request<Incoming>,
-        asked: &Asked,
-        max_message: usize,
-    ) -> Result<(Answer, HyperWebsocket), ()> {
-        let config = websocket::receive_config(max_message);
-        let (mut answer, upgrade) =
-            hyper_tungstenite::upgrade(request, Some(config)).map_err(|_| ())?;
-        let selected = self
-            .subprotocol(asked)
-            .and_then(|selected| HeaderValue::from_str(selected).ok());
-        if let Some(selected) = selected {
-            answer
-                .headers_mut()
-                .insert(SEC_WEBSOCKET_PROTOCOL, selected);
-        }
-        Ok((answer, upgrade))
     }
 }

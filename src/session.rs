@@ -8,10 +8,12 @@
 //! continuity is lost it resyncs and streams again.
 
 mod begin;
+mod conflation;
 pub mod ending;
 mod output;
 mod presence;
-mod rate;
+pub mod rate;
+mod renewal;
 mod resync;
 mod route;
 mod streaming;
@@ -23,6 +25,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use futures_util::future::BoxFuture;
 use hyper::body::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
@@ -41,6 +44,7 @@ use timers::{Due, Timers};
 
 pub use output::{Batch, Close, How, Output};
 pub use presence::Presence;
+pub use renewal::{Renew, Renewed};
 pub use route::ServedRoute;
 
 /// What a session begins with.
@@ -57,6 +61,8 @@ pub struct Opening {
     pub callback: Option<Arc<Callback>>,
     /// When its token expires.
     pub expires_at: Option<Instant>,
+    /// Verifies a fresh token; `None` where there is none to renew.
+    pub renew: Option<Box<Renew>>,
     /// Counts it as present until it ends.
     pub presence: Presence,
 }
@@ -85,6 +91,9 @@ pub struct Session {
     /// Decided, but not yet taken by the transport.
     outbox: VecDeque<Output>,
     timers: Timers,
+    renew: Option<Box<Renew>>,
+    /// A fresh token is being verified.
+    renewing: Option<BoxFuture<'static, Result<Renewed, Refusal>>>,
     ending: Ending,
     /// The stream whose turn it is: a busy one must not starve a quiet one.
     turn: usize,
@@ -94,7 +103,7 @@ pub struct Session {
     messages: MessageRate,
     resyncs: Resyncs,
     closed: bool,
-    _presence: Presence,
+    presence: Presence,
 }
 
 enum Stage {
@@ -151,6 +160,8 @@ impl Session {
             work: None,
             outbox: VecDeque::new(),
             timers,
+            renew: opening.renew,
+            renewing: None,
             turn: 0,
             live: false,
             told_degraded: false,
@@ -159,10 +170,16 @@ impl Session {
             resyncs: Resyncs::default(),
             closed: false,
             route,
-            _presence: opening.presence,
+            presence: opening.presence,
         };
         session.begin(opening.start);
         session
+    }
+
+    /// Ends the session, whose client may still be there for a moment: it is counted until this
+    /// is dropped.
+    pub fn leave(self) -> Presence {
+        self.presence
     }
 
     /// The route that this session is on.
@@ -180,6 +197,7 @@ impl Session {
             if self.closed {
                 return Poll::Pending;
             }
+            self.poll_renewing(cx);
             self.poll_timers(cx);
             self.poll_ending(cx);
             if let Some(output) = self.outbox.pop_front() {
@@ -205,6 +223,7 @@ impl Session {
         if self.ending.poll_cut(cx).is_ready() {
             return Poll::Ready(Close::reset(CUT));
         }
+        self.poll_renewing(cx);
         ready!(self.timers.poll_expired(cx));
         Poll::Ready(Close::reset(TOKEN_EXPIRED))
     }
@@ -225,9 +244,9 @@ impl Session {
     /// Takes a text message of the client.
     pub fn receive(&mut self, text: &str) {
         let message = ClientMessage::parse(text);
-        self.route.meters().note_client_message(message);
+        self.route.meters().note_client_message(&message);
         if !self.messages.allows() {
-            self.close(Refusal::new(Outcome::TooMany, "too_many_messages"));
+            self.close(TOO_MANY_MESSAGES);
             return;
         }
         match message {
@@ -236,6 +255,7 @@ impl Session {
                 self.owes_pong = true;
                 self.tell(&ControlFrame::Pong);
             }
+            ClientMessage::Auth(token) => self.renew(token),
             ClientMessage::Ping | ClientMessage::Unknown => {}
         }
     }
@@ -266,6 +286,9 @@ impl Session {
 
 /// A token that has ended, at connect or on a live socket.
 pub const TOKEN_EXPIRED: Refusal = Refusal::new(Outcome::Unauthenticated, "token_expired");
+
+/// A client that sends too often.
+pub const TOO_MANY_MESSAGES: Refusal = Refusal::new(Outcome::TooMany, "too_many_messages");
 
 /// What is left at the end of a drain.
 const CUT: Refusal = Refusal::new(Outcome::Restart, "drain");

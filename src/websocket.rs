@@ -3,11 +3,13 @@
 //! Receiving follows tungstenite's rules. Sending is ours: messages come framed and shared, and
 //! go to the kernel as they are.
 
+mod control;
 mod socket;
+mod transport;
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
@@ -18,8 +20,10 @@ use tokio::time::{Sleep, sleep, timeout};
 use tracing::debug;
 
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::ping_framed;
-use crate::session::{Close, How, Output, Session};
+use crate::protocol::{ClientMessage, ping_framed};
+use crate::secret::Secret;
+use crate::session::{Close, How, Output, Session, TOO_MANY_MESSAGES};
+use control::ControlRate;
 
 pub use socket::Socket;
 
@@ -34,7 +38,7 @@ const NO_STATUS: u16 = 1005;
 /// small; what is written there are answers to pings and closes, one at a time.
 pub fn receive_config(max_message: usize) -> WebSocketConfig {
     WebSocketConfig::default()
-        .read_buffer_size(1024)
+        .read_buffer_size(256)
         .write_buffer_size(0)
         .max_write_buffer_size(1024)
         .max_message_size(Some(max_message))
@@ -42,22 +46,83 @@ pub fn receive_config(max_message: usize) -> WebSocketConfig {
 }
 
 /// Serves one client until it is gone or the session ends.
-pub async fn serve(socket: Socket, session: Session) {
-    let route = session.route().clone();
-    let mut connection = Connection {
+pub fn serve(socket: Socket, session: Session) -> impl Future<Output = ()> + Send {
+    let connection = Connection {
         socket,
+        control: ControlRate::new(session.route().max_client_messages()),
         session,
         stuck: None,
     };
-    let end = connection.run().await;
-    let code = end.code();
-    connection.socket.end(end).await;
-    route.meters().note_close(code);
+    // A task is as large as everything that it will ever hold: this one is there for hours, and
+    // holds little beside the connection itself.
+    Box::new(connection).serve()
 }
 
 /// Accepts a client only to tell it why it can't stay.
 pub async fn refuse(socket: Socket, refusal: Refusal) {
     socket.end(End::Closing(Close::handshake(refusal))).await;
+}
+
+/// Why there is no token.
+pub enum NoToken {
+    /// The client has said something else, or nothing in time.
+    Missing,
+    /// The relay is going away.
+    Draining,
+}
+
+/// The first message of a client that is to be a token. Pings are answered meanwhile. `None` if
+/// the connection has ended.
+pub async fn first_message(
+    mut socket: Socket,
+    deadline: Duration,
+    draining: impl Future<Output = ()>,
+) -> Option<(Socket, Result<Secret, NoToken>)> {
+    let mut control = ControlRate::new(0);
+    let end = tokio::select! {
+        first = poll_fn(|cx| socket.poll_first(cx, &mut control)) => match first {
+            Ok(text) => {
+                let token = match ClientMessage::parse(&text) {
+                    ClientMessage::Auth(token) => Ok(token),
+                    ClientMessage::Ping | ClientMessage::Unknown => Err(NoToken::Missing),
+                };
+                return Some((socket, token));
+            }
+            Err(end) => end,
+        },
+        () = sleep(deadline) => return Some((socket, Err(NoToken::Missing))),
+        () = draining => return Some((socket, Err(NoToken::Draining))),
+    };
+    socket.end(end).await;
+    None
+}
+
+impl Socket {
+    fn poll_first(
+        &mut self,
+        cx: &mut Context<'_>,
+        control: &mut ControlRate,
+    ) -> Poll<Result<Utf8Bytes, End>> {
+        loop {
+            if self.has_unsent()
+                && let Poll::Ready(Err(error)) = self.poll_send(cx)
+            {
+                debug!(%error, "connection lost while sending");
+                return Poll::Ready(Err(End::Lost));
+            }
+            match ready!(self.poll_receive(cx)) {
+                Err(error) => return Poll::Ready(Err(end_of(&error))),
+                Ok(Message::Text(text)) => return Poll::Ready(Ok(text)),
+                // No token is binary.
+                Ok(Message::Binary(_)) => return Poll::Ready(Ok(Utf8Bytes::default())),
+                Ok(message) => {
+                    if let Some(end) = control.take(&message) {
+                        return Poll::Ready(Err(end));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// How a connection ends.
@@ -85,6 +150,7 @@ impl End {
 
 struct Connection {
     socket: Socket,
+    control: ControlRate,
     session: Session,
     /// Runs while the kernel takes nothing; there only when the last write was short.
     stuck: Option<Pin<Box<Sleep>>>,
@@ -97,6 +163,20 @@ enum Event {
 }
 
 impl Connection {
+    async fn serve(mut self: Box<Self>) {
+        let end = self.run().await;
+        Box::pin(self.end(end)).await;
+    }
+
+    async fn end(self: Box<Self>, end: End) {
+        let route = self.session.route().clone();
+        let code = end.code();
+        // What the session waited for and watched is given back now; its place with the socket.
+        let _presence = self.session.leave();
+        self.socket.end(end).await;
+        route.meters().note_close(code);
+    }
+
     async fn run(&mut self) -> End {
         loop {
             match poll_fn(|cx| self.poll_event(cx)).await {
@@ -109,7 +189,10 @@ impl Connection {
                     self.session.route().meters().note_frames(batch.count);
                     self.socket.queue(batch.parts);
                 }
-                Event::Decided(Output::Ping) => self.socket.queue(vec![ping_framed()]),
+                Event::Decided(Output::Ping) => {
+                    self.control.note_ping();
+                    self.socket.queue(vec![ping_framed()]);
+                }
                 Event::Decided(Output::Close(close)) => return End::Closing(close),
                 Event::Ended(end) => return end,
             }
@@ -177,13 +260,25 @@ impl Connection {
             Message::Text(text) => self.session.receive(&text),
             // Binary is counted as what it is: nothing that a client may say.
             Message::Binary(_) => self.session.receive(""),
-            Message::Close(frame) => {
-                let code = frame.map_or(NO_STATUS, |frame| frame.code.into());
-                return Some(End::ClosedByPeer(code));
-            }
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            control => return self.control.take(&control),
         }
         None
+    }
+}
+
+impl ControlRate {
+    /// Counts a control frame. How the connection ends, if it does.
+    fn take(&mut self, message: &Message) -> Option<End> {
+        let is_allowed = match message {
+            Message::Close(frame) => {
+                let code = frame.as_ref().map_or(NO_STATUS, |frame| frame.code.into());
+                return Some(End::ClosedByPeer(code));
+            }
+            Message::Ping(_) => self.allows_ping(),
+            Message::Pong(_) => self.allows_pong(),
+            Message::Text(_) | Message::Binary(_) | Message::Frame(_) => true,
+        };
+        (!is_allowed).then(|| End::Closing(Close::handshake(TOO_MANY_MESSAGES)))
     }
 }
 

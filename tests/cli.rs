@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
@@ -82,6 +82,184 @@ fn stderr(output: &Output) -> String {
 fn answer(status: &str, body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}")
+}
+
+/// A command with text on its standard input.
+fn run_with_input(place: &Place, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_relay"))
+        .args(arguments)
+        .current_dir(place.0.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    stdin.write_all(input.as_bytes()).expect("it reads");
+    drop(stdin);
+    child.wait_with_output().expect("it ends")
+}
+
+/// A config whose route wants an admin of the tenant that a header names, and has a snapshot.
+fn explained() -> Place {
+    let config = CONFIG
+        .replace("SECRET", SECRET)
+        .replace("ADMIN", "127.0.0.1:1");
+    Place::with(&format!(
+        "{config}{}",
+        r#"
+authorize = "claims.role == 'admin' && headers['x-tenant'] == 'acme'"
+authorize_headers = ["x-tenant"]
+[route.snapshot]
+url = "http://127.0.0.1:8000/jobs/{job_id}/state"
+"#
+    ))
+}
+
+fn minted(place: &Place, more: &[&str]) -> String {
+    let output = place.run(&[&["token", "--sub", "bob", "--claim", "role=admin"], more].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    stdout(&output).trim_end().to_owned()
+}
+
+#[test]
+fn an_accepted_request_is_explained() {
+    let place = explained();
+    let token = minted(&place, &[]);
+    let arguments = [
+        "explain",
+        "/ws/jobs/42",
+        "--header",
+        "x-tenant: acme",
+        "--token-file",
+        "-",
+    ];
+    let output = run_with_input(&place, &arguments, &format!("{token}\n"));
+    let said = stdout(&output);
+    assert_eq!(code(&output), 0, "{said}{}", stderr(&output));
+    for line in [
+        "OK    route: job (/ws/jobs/{job_id})",
+        "OK    params: job_id = \"42\"",
+        "OK    signature: by [[auth.key]] 1, HS256",
+        "OK    iss: \"the-api\"",
+        "OK    authorize: true: claims.role == 'admin'",
+        "OK    stream: job:42:updates",
+        "OK    snapshot: GET http://127.0.0.1:8000/jobs/42/state",
+        "accepted",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(
+        said.contains("OK    exp: ") && said.contains("(in 59m"),
+        "{said}"
+    );
+    assert!(!said.contains(&token), "{said}");
+}
+
+#[test]
+fn a_refused_request_is_explained() {
+    let place = explained();
+    let good = minted(&place, &[]);
+    let expired = minted(&place, &["--claim", "exp=1700000000", "--claim", "iss=x"]);
+    let acme = ["--header", "x-tenant: acme"];
+    let table: [(&str, &[&str], &str, &[&str]); 7] = [
+        (
+            "/nowhere",
+            &acme,
+            &good,
+            &[
+                "FAIL  route: ",
+                "refused: no_route (status 404, close code 4404)",
+            ],
+        ),
+        (
+            "/ws/jobs/a*b",
+            &acme,
+            &good,
+            &["FAIL  params: ", "refused: no_such_resource"],
+        ),
+        (
+            "ws://h:1/ws/jobs/42?x=1",
+            &[],
+            &good,
+            &[
+                "FAIL  authorize: can't be evaluated (no such key",
+                "refused: not_allowed (status 403, close code 4403)",
+            ],
+        ),
+        (
+            "/ws/jobs/42",
+            &["--header", "x-tenant: b"],
+            &good,
+            &["FAIL  authorize: false: ", "refused: not_allowed"],
+        ),
+        (
+            "/ws/jobs/42",
+            &acme,
+            &expired,
+            &[
+                "OK    signature",
+                "FAIL  exp: 2023-11-14",
+                "FAIL  iss: \"x\"",
+                "refused: token_expired (status 401, close code 4401)",
+            ],
+        ),
+        (
+            "/ws/jobs/42",
+            &acme,
+            "garbage",
+            &["FAIL  token: ", "refused: token_malformed"],
+        ),
+        (
+            "wss://h/ws/jobs/42",
+            &["--header", "origin: https://evil.example"],
+            &good,
+            &["FAIL  origin: ", "refused: origin_not_allowed"],
+        ),
+    ];
+    for (url, more, token, lines) in table {
+        let output = place.run(&[&["explain", url, "--token", token], more].concat());
+        let said = stdout(&output);
+        assert_eq!(code(&output), 1, "{url}: {said}{}", stderr(&output));
+        for line in lines {
+            assert!(said.contains(line), "{url}: {line}: {said}");
+        }
+    }
+    // Where the config has it look, as a client would bring it.
+    let header = format!("authorization: Bearer {good}");
+    let output = place.run(&[&["explain", "/ws/jobs/42", "--header", &header], &acme[..]].concat());
+    assert_eq!(code(&output), 0, "{}", stdout(&output));
+    let output = place.run(&["explain", "/ws/jobs/42"]);
+    assert!(stdout(&output).contains("refused: token_missing"));
+}
+
+#[test]
+fn a_jwks_is_fetched_to_explain_and_to_check() {
+    let set = include_str!("keys/jwks.json");
+    let place = |answers| {
+        let config = CONFIG.replace("ADMIN", "127.0.0.1:1");
+        let url = format!("jwks_url = \"http://{}/jwks\"", admin_port(answers));
+        let config = config.replace("secret = \"SECRET\"", &url);
+        Place::with(&config.replace("HS256", "ES256"))
+    };
+    let there = || vec![answer("200 OK", set)];
+    let output = place(there()).run(&["explain", "/ws/jobs/1", "--token", "a.b.c"]);
+    let said = stdout(&output);
+    assert!(
+        said.contains("OK    jwks: [[auth.key]] 1 from 127.0.0.1:"),
+        "{said}"
+    );
+    let output = place(there()).run(&["check", "--live"]);
+    let said = stdout(&output);
+    assert!(
+        said.contains("OK    jwks: [[auth.key]] 1 from 127.0.0.1:"),
+        "{said}"
+    );
+    assert!(said.contains("1 usable key, 1 of other kinds"), "{said}");
+    let output = place(vec![answer("500 No", "")]).run(&["check", "--live"]);
+    let said = stdout(&output);
+    assert!(said.contains("FAIL  jwks: [[auth.key]] 1 from "), "{said}");
+    assert!(said.contains("it answered 500"), "{said}");
 }
 
 /// Answers each connection with the next of these answers; then nobody listens any more.

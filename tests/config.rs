@@ -10,7 +10,8 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use proptest::prelude::*;
 use relay::config::{
-    Config, ConfigError, FormatKind, History, OriginPattern, Share, TokenSource, WhenLagging,
+    Config, ConfigError, FixedKey, FormatKind, History, KeyOrigin, OriginPattern, Share,
+    TokenSource, VerificationKey, WhenLagging,
 };
 use serde_json::json;
 
@@ -261,34 +262,63 @@ fn keys_keep_to_their_algorithms_and_are_not_shown() {
     let algorithms = jwt.keys.iter().map(|key| key.algorithms.len());
     assert_eq!(algorithms.collect::<Vec<_>>(), [3, 1, 6, 1, 1, 1, 1]);
     assert_eq!(jwt.keys[6].algorithms, [Algorithm::EdDSA]);
-    let with_secret = jwt.keys.iter().filter(|key| key.secret.is_some()).count();
+    let with_secret = jwt.keys.iter().filter(|key| key.secret().is_some()).count();
     assert_eq!(with_secret, 2);
     let shown = format!("{:?}", valid("keys"));
     assert!(!shown.contains("0123456789abcdef"), "{shown}");
     assert!(!shown.contains("the one before"), "{shown}");
 }
 
-#[test]
-fn a_key_from_a_file_is_read_again() {
+fn fixed(key: &VerificationKey) -> &FixedKey {
+    match &key.origin {
+        KeyOrigin::Fixed(fixed) => fixed,
+        KeyOrigin::Jwks(jwks) => panic!("{jwks:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_key_from_a_file_is_read_again() {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), "the first secret, which is long enough\n").unwrap();
     let text = include_str!("config/valid/minimal.toml");
     let text = text.replace("JWT_SECRET", &format!("file:{}", file.path().display()));
     let jwt = parse(&text).unwrap().auth.jwt.unwrap();
-    let key = &jwt.keys[0];
+    let (key, algorithms) = (fixed(&jwt.keys[0]), &jwt.keys[0].algorithms);
+    assert_eq!(&key.read_again(algorithms).await.unwrap(), key);
     fs::write(file.path(), "the second secret, which is long enough\n").unwrap();
-    let again = key.read_again().unwrap().unwrap();
+    let again = key.read_again(algorithms).await.unwrap();
     let secret = again.secret.unwrap();
     assert_eq!(secret.expose(), "the second secret, which is long enough");
-    assert_eq!(again.algorithms, key.algorithms);
     fs::write(file.path(), "short").unwrap();
-    let error = key.read_again().unwrap().unwrap_err().to_string();
+    let error = key.read_again(algorithms).await.unwrap_err().to_string();
     assert!(error.contains("is too short"), "{error}");
-    assert!(
-        valid("minimal").auth.jwt.unwrap().keys[0]
-            .read_again()
-            .is_none()
-    );
+    let jwt = valid("minimal").auth.jwt.unwrap();
+    let key = fixed(&jwt.keys[0]);
+    assert!(key.file.is_none());
+    assert_eq!(&key.read_again(algorithms).await.unwrap(), key);
+}
+
+#[test]
+fn a_jwks_has_its_url_and_its_times() {
+    let jwt = valid("jwks").auth.jwt.unwrap();
+    let jwks = jwt.keys.iter().filter_map(|key| match &key.origin {
+        KeyOrigin::Jwks(jwks) => Some((
+            jwks.authority(),
+            jwks.refresh.as_secs(),
+            jwks.cooldown.as_secs(),
+            jwks.ca_file.is_some(),
+        )),
+        KeyOrigin::Fixed(_) => None,
+    });
+    let expected = [
+        ("id.example.com", 600, 30, false),
+        ("127.0.0.1:8000", 60, 5, false),
+        ("keycloak.example.com:8443", 600, 30, true),
+    ];
+    assert_eq!(jwks.collect::<Vec<_>>(), expected);
+    assert_eq!(jwt.typ, ["application/at+jwt", "application/jwt"]);
+    let shown = format!("{jwt:?}");
+    assert!(!shown.contains("of-the-query"), "{shown}");
 }
 
 #[test]

@@ -143,6 +143,10 @@ fn frames() -> Vec<String> {
             reason: LossReason::Trimmed,
             lost: &lost,
         }),
+        control(&ControlFrame::Conflated {
+            stream: "job:42:updates",
+            folded: 1290,
+        }),
         status(State::Degraded, FIRST_MS),
         status(State::Ok, FIRST_MS + 9_000),
         status(State::NoSnapshot, FIRST_MS + 9_000),

@@ -24,9 +24,11 @@ const LAYERS: [&[&str]; 9] = [
         "stream",
         "secret",
         "metrics",
+        "outbound",
         "telemetry",
         "tasks",
         "throttle",
+        "tls",
         "wake",
     ],
 ];
@@ -72,6 +74,7 @@ const PAPERS: [&str; 7] = [
     "docs/KUBERNETES.md",
     "docs/OPERATIONS.md",
     "docs/PROTOCOL.md",
+    "docs/RELIABILITY.md",
 ];
 
 const EMPTY_WORDS: [&str; 4] = ["blazingly", "robust", "seamless", "comprehensive"];
@@ -361,6 +364,26 @@ fn the_map_has_every_file() {
     let sources = sources().into_iter().filter(|source| !source.is_test());
     let files: BTreeSet<_> = sources.map(|source| source.path).collect();
     assert_eq!(mapped, files);
+}
+
+/// The numbers of the scenarios, and those by which the names of tests begin.
+#[test]
+fn every_scenario_has_a_test() {
+    let table = pattern(r"(?m)^//! \| (\d\d[a-z]?) \|");
+    let test = pattern(r"#\[(?:tokio::)?test[^\]]*\]\n(?:async )?fn s(\d\d[a-z]?)_");
+    let main = read("tests/scenarios/main.rs");
+    let numbers: BTreeSet<_> = found(&table, &main)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    assert!(numbers.len() > 30, "only {} scenarios", numbers.len());
+    let mut tested = BTreeSet::new();
+    for entry in fs::read_dir(root().join("tests/scenarios")).expect("the folder can be read") {
+        let path = entry.expect("the entry can be read").path();
+        let text = fs::read_to_string(path).expect("it is text");
+        tested.extend(found(&test, &text).into_iter().map(str::to_owned));
+    }
+    assert_eq!(tested, numbers);
 }
 
 #[test]

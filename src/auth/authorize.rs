@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cel::{Context, Env, ExecutionError, Value};
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, ORIGIN};
 use serde_json::{Map, Value as Json};
 use tracing::warn;
 
@@ -51,7 +53,7 @@ impl Authorizer {
             })
     }
 
-    fn evaluate(
+    pub(super) fn evaluate(
         &self,
         authorize: &Authorize,
         claims: &Map<String, Json>,
@@ -63,6 +65,9 @@ impl Authorizer {
         context.add_variable_from_value("claims", object(claims));
         context.add_variable_from_value("path", strings(path));
         context.add_variable_from_value("query", strings(request.query.iter()));
+        context.add_variable_from_value("headers", headers(&authorize.headers, request.headers));
+        let origin = joined(request.headers, &ORIGIN);
+        context.add_variable_from_value("origin", origin.unwrap_or_default());
         match authorize.program.execute(&context) {
             Ok(Value::Bool(allowed)) => Ok(allowed),
             Ok(_) => Err("the result is no bool"),
@@ -94,6 +99,22 @@ fn kind(error: &ExecutionError) -> &'static str {
         ExecutionError::FunctionError { .. } => "a function failed",
         _ => "the expression failed",
     }
+}
+
+/// Those of the named headers that the request has.
+fn headers(names: &[HeaderName], headers: &HeaderMap) -> Value {
+    let present = names.iter();
+    let present = present.filter_map(|name| Some((name.as_str(), joined(headers, name)?)));
+    present.collect::<HashMap<&str, String>>().into()
+}
+
+/// All lines of a header as one (RFC 9110 section 5.3), so that none can hide behind another.
+/// One that is no text is as good as absent.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let lines = headers.get_all(name).iter();
+    let lines = lines.map(|line| std::str::from_utf8(line.as_bytes()));
+    let lines: Vec<_> = lines.collect::<Result<_, _>>().ok()?;
+    (!lines.is_empty()).then(|| lines.join(", "))
 }
 
 fn strings<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> Value {
@@ -128,10 +149,9 @@ fn value(json: &Json) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use hyper::HeaderMap;
     use serde_json::json;
 
-    use super::super::tests::route;
+    use super::super::tests::route_with;
     use super::*;
 
     fn evaluate(source: &str) -> Result<bool, &'static str> {
@@ -154,12 +174,26 @@ mod tests {
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect()
         };
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-tenant", "acme"),
+            ("x-many", "a"),
+            ("x-many", "b"),
+            ("x-secret", "not listed"),
+            ("origin", "https://app.example.com"),
+        ] {
+            headers.append(name, hyper::header::HeaderValue::from_static(value));
+        }
         let request = Request {
-            headers: &HeaderMap::new(),
+            message: None,
+            headers: &headers,
             params: &owned(&params),
             query: &owned(&query),
         };
-        let route = route(Some(source));
+        let source = json!(source);
+        let route = route_with(&format!(
+            "authorize = {source}\nauthorize_headers = ['x-tenant', 'X-Other', 'x-many']"
+        ));
         let authorize = route.authorize.as_ref().unwrap();
         Authorizer::new(&[]).evaluate(authorize, claims.as_object().unwrap(), &request)
     }
@@ -188,6 +222,11 @@ mod tests {
             ("has(query.none)", Ok(false)),
             ("'query.tenant' in path", Ok(false)),
             ("size(path) == 1 && size(claims.jobs) == 2", Ok(true)),
+            ("headers['x-tenant'] == query.tenant", Ok(true)),
+            ("headers['x-many'] == 'a, b'", Ok(true)),
+            ("'x-other' in headers || 'x-secret' in headers", Ok(false)),
+            ("size(headers) == 2", Ok(true)),
+            ("origin.endsWith('.example.com')", Ok(true)),
             ("false", Ok(false)),
         ];
         for (source, expected) in cases {

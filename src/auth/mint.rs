@@ -30,7 +30,7 @@ pub fn mint(
     let (algorithm, secret) = jwt
         .keys
         .iter()
-        .find_map(|key| Some((key.algorithms.first()?, key.secret.as_ref()?)))
+        .find_map(|key| Some((key.algorithms.first()?, key.secret()?)))
         .ok_or(MintError::NoSecret)?;
     let mut all = standard_claims(jwt, subject, lifetime);
     all.extend(claims);
@@ -63,15 +63,18 @@ mod tests {
     use serde_json::json;
 
     use super::super::TokenFault;
-    use super::super::tests::{jwt, jwt_with_hmac};
+    use super::super::tests::{at_once, jwt, jwt_with_hmac};
     use super::super::verify::{Verified, Verifier};
     use super::*;
+    use crate::metrics::Metrics;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn verified(jwt: &Jwt, claims: &Value) -> Result<Verified, TokenFault> {
         let claims = claims.as_object().unwrap().clone();
-        Verifier::new(jwt).verify(&mint(jwt, "alice", HOUR, claims).unwrap())
+        let token = mint(jwt, "alice", HOUR, claims).unwrap();
+        let verifier = Verifier::new(jwt, &Metrics::new());
+        at_once(verifier.verify(&token))
     }
 
     #[test]
@@ -103,7 +106,7 @@ mod tests {
     #[test]
     fn public_keys_can_not_sign() {
         let mut jwt = jwt();
-        jwt.keys.retain(|key| key.secret.is_none());
+        jwt.keys.retain(|key| key.secret().is_none());
         assert!(!jwt.keys.is_empty());
         let minted = mint(&jwt, "alice", HOUR, Map::new());
         assert_eq!(minted, Err(MintError::NoSecret));

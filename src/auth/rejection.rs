@@ -1,7 +1,16 @@
 //! Why a request is refused, and what it is told.
 
+use std::time::Duration;
+
 use crate::config::template::Unusable;
 use crate::protocol::outcome::{Outcome, Refusal};
+
+/// The token may be good: whether it is will be known when a JWKS was fetched.
+const KEYS_UNAVAILABLE: Refusal = Refusal::retry(
+    Outcome::Overloaded,
+    TokenFault::KeysUnavailable.reason(),
+    Duration::from_secs(5),
+);
 
 /// Why a request is refused. Neither `Debug` nor `Display` shows a token or a claim's value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +30,7 @@ impl Rejection {
     /// What the client is told.
     pub fn refusal(&self) -> Refusal {
         match self {
+            Self::Token(TokenFault::KeysUnavailable) => KEYS_UNAVAILABLE,
             Self::Token(fault) => Refusal::new(Outcome::Unauthenticated, fault.reason()),
             Self::NotAllowed => Refusal::new(Outcome::Forbidden, "not_allowed"),
             Self::Unusable(Unusable::Claim(_)) => {
@@ -35,7 +45,7 @@ impl Rejection {
 
 macro_rules! token_faults {
     ($($name:ident = $reason:literal, $text:literal;)*) => {
-        /// What is wrong with a token.
+        /// What is wrong with a token, or keeps it from being judged.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
         pub enum TokenFault {
             $(
@@ -64,8 +74,12 @@ token_faults! {
     TooLarge = "token_too_large", "a token of more than 8 KiB";
     Malformed = "token_malformed", "a token that is no signed JWT (RFC 7519 section 7.2)";
     Crit = "token_crit", "a `crit` header, of which no extension is understood (RFC 7515 section 4.1.11)";
+    Typ = "token_typ", "a `typ` other than those configured, or none (RFC 8725 section 3.11)";
     Algorithm = "token_algorithm", "an algorithm that no configured key has (RFC 8725 section 3.1)";
     Signature = "token_signature", "a signature that no configured key has made";
+    UnknownKey = "token_unknown_key", "a `kid` that no JWKS has";
+    KidMissing = "token_kid_missing", "a token without `kid`, where several keys of a JWKS may have signed it";
+    KeysUnavailable = "keys_unavailable", "a token whose key can't be looked for now";
     ExpMissing = "token_exp_missing", "a token without `exp`";
     Expired = "token_expired", "a token that has expired";
     NotYetValid = "token_not_yet_valid", "a token that is not valid yet (`nbf`)";
@@ -86,7 +100,8 @@ mod tests {
         assert!(!TokenFault::ALL.is_empty());
         let reasons: BTreeSet<_> = TokenFault::ALL.iter().map(|f| f.reason()).collect();
         assert_eq!(reasons.len(), TokenFault::ALL.len());
-        assert!(reasons.iter().all(|reason| reason.starts_with("token_")));
+        let ours = |reason: &&str| reason.starts_with("token_") || *reason == "keys_unavailable";
+        assert!(reasons.iter().all(ours));
     }
 
     #[test]

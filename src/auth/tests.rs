@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::FutureExt;
 use hyper::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use proptest::prelude::*;
@@ -64,7 +65,16 @@ fn every_token_is_accepted_or_refused_with_its_reason() {
         .map(TokenFault::reason)
         .collect();
     let mut all: BTreeSet<_> = TokenFault::ALL.iter().map(|f| f.reason()).collect();
-    all.remove(TokenFault::Missing.reason());
+    // Those of a JWKS and of `typ` need another config.
+    for elsewhere in [
+        TokenFault::Missing,
+        TokenFault::Typ,
+        TokenFault::UnknownKey,
+        TokenFault::KidMissing,
+        TokenFault::KeysUnavailable,
+    ] {
+        all.remove(elsewhere.reason());
+    }
     assert_eq!(faults, all, "a fault without a case");
 
     let metrics = Metrics::new();
@@ -371,6 +381,10 @@ fn claim_types(cases: &mut Cases) {
         ("nbf", json!("0")),
         ("nbf", json!(null)),
         ("nbf", json!(-5)),
+        ("iat", json!("0")),
+        ("iat", json!(null)),
+        ("iat", json!(-5)),
+        ("jti", json!(7)),
         ("iss", json!(42)),
         ("iss", json!(null)),
         ("iss", json!(["https://a.test"])),
@@ -390,6 +404,43 @@ fn claim_types(cases: &mut Cases) {
         let token = sign(Algorithm::HS256, &with(name, value));
         cases.bad(name, TokenFault::ClaimType, token);
     }
+}
+
+#[test]
+fn a_typ_is_a_media_type_in_any_case() {
+    let mut jwt = jwt_with_hmac();
+    jwt.typ = ["application/at+jwt", "application/jwt"]
+        .map(str::to_owned)
+        .into();
+    let check = |typ: Value| {
+        let header = json!({"alg": "HS256", "typ": typ});
+        verify(&jwt, &hmac(&header, SECRET, &claims()))
+    };
+    for typ in [
+        "JWT",
+        "jwt",
+        "at+jwt",
+        "AT+JWT",
+        "application/at+jwt",
+        "Application/JWT",
+    ] {
+        assert_eq!(check(json!(typ)), Ok(()), "{typ}");
+    }
+    for typ in [
+        "",
+        "logout+jwt",
+        "id+jwt",
+        "text/jwt",
+        "application/application/jwt",
+        "JWT ",
+    ] {
+        assert_eq!(check(json!(typ)), Err(TokenFault::Typ), "{typ}");
+    }
+    let without = hmac(&json!({"alg": "HS256"}), SECRET, &claims());
+    assert_eq!(verify(&jwt, &without), Err(TokenFault::Typ));
+    assert_eq!(check(json!(7)), Err(TokenFault::Malformed));
+    jwt.typ.clear();
+    assert_eq!(verify(&jwt, &without), Ok(()));
 }
 
 #[test]
@@ -545,11 +596,12 @@ fn streams_are_named_after_path_query_and_claims() {
         let mut params = BTreeMap::from([("job_id".to_owned(), "42".to_owned())]);
         params.extend(tenant.map(|tenant| ("query.tenant".to_owned(), tenant.to_owned())));
         let request = Request {
+            message: None,
             headers: &bearer(&sign(Algorithm::HS256, claims)),
             params: &params,
             query: &BTreeMap::new(),
         };
-        let grant = authority.admit(&route, &request)?;
+        let grant = at_once(authority.admit(&route, &request))?;
         let keys = grant.streams.as_slice().iter();
         Ok(keys.map(ToString::to_string).collect::<Vec<_>>())
     };
@@ -736,9 +788,9 @@ proptest! {
         ];
         let query = BTreeMap::from([("token".to_owned(), query)]);
         let params = BTreeMap::new();
-        let request = Request { headers: &headers, params: &params, query: &query };
+        let request = Request { headers: &headers, params: &params, query: &query, message: None };
         let authority = Authority::of(Some(&jwt), &[], &Metrics::new());
-        prop_assert!(authority.admit(&route(None), &request).is_err());
+        prop_assert!(at_once(authority.admit(&route(None), &request)).is_err());
     }
 }
 
@@ -822,7 +874,7 @@ pub(super) fn route(authorize: Option<&str>) -> Route {
     route_with(&authorize.unwrap_or_default())
 }
 
-fn route_with(lines: &str) -> Route {
+pub(super) fn route_with(lines: &str) -> Route {
     config(HMAC_KEY, lines).routes.remove(0)
 }
 
@@ -940,8 +992,13 @@ fn now() -> u64 {
         .as_secs()
 }
 
+/// Keys of the config need no waiting.
+pub(super) fn at_once<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("there is nothing to wait for")
+}
+
 fn verify(jwt: &Jwt, token: &str) -> Result<(), TokenFault> {
-    Verifier::new(jwt).verify(token).map(|_| ())
+    at_once(Verifier::new(jwt, &Metrics::new()).verify(token)).map(|_| ())
 }
 
 fn admit(authority: &Authority, headers: &HeaderMap) -> Result<Grant, Rejection> {
@@ -951,14 +1008,13 @@ fn admit(authority: &Authority, headers: &HeaderMap) -> Result<Grant, Rejection>
 fn admit_to(authority: &Authority, route: &Route, headers: &HeaderMap) -> Result<Grant, Rejection> {
     let params = BTreeMap::from([("job_id".to_owned(), "marked-param".to_owned())]);
     let query = BTreeMap::from([("x".to_owned(), "marked-query".to_owned())]);
-    authority.admit(
-        route,
-        &Request {
-            headers,
-            params: &params,
-            query: &query,
-        },
-    )
+    let request = Request {
+        message: None,
+        headers,
+        params: &params,
+        query: &query,
+    };
+    at_once(authority.admit(route, &request))
 }
 
 fn bearer(token: &str) -> HeaderMap {

@@ -15,6 +15,9 @@ pub(super) fn find<'a>(
     sources: &[TokenSource],
     request: &Request<'a>,
 ) -> Result<Cow<'a, str>, TokenFault> {
+    if let Some(token) = request.message {
+        return Ok(token.expose().into());
+    }
     let headers = request.headers;
     let read = |source: &TokenSource| match source {
         TokenSource::Header => bearer(headers),
@@ -23,6 +26,7 @@ pub(super) fn find<'a>(
         }
         TokenSource::Cookie { name } => cookie(headers, name).map(|token| Ok(token.into())),
         TokenSource::Query { name } => request.query.get(name).map(|token| Ok(token.into())),
+        TokenSource::FirstMessage => None,
     };
     sources
         .iter()
@@ -119,6 +123,7 @@ mod tests {
         }
         let query = form_urlencoded::parse(query.as_bytes()).into_owned();
         let request = Request {
+            message: None,
             headers: &headers,
             params: &BTreeMap::new(),
             query: &query.collect(),

@@ -12,7 +12,7 @@ use super::{Failure, block_on, say};
 
 #[derive(clap::Args)]
 pub(super) struct Check {
-    /// Ask Redis and the callbacks' hosts too.
+    /// Ask Redis, JWKS and the callbacks' hosts too.
     #[arg(long)]
     live: bool,
     /// A stream whose retention to show; may be given several times.

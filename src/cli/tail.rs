@@ -8,21 +8,28 @@ use std::collections::BTreeMap;
 use std::future::{Future, pending};
 use std::io;
 use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::{SinkExt, StreamExt};
 use hyper::Uri;
 use relay::secret::Secret;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{
+    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
+};
 
 use super::{Failure, say};
 use ending::{Ending, Next};
@@ -46,6 +53,9 @@ pub(super) struct Tail {
     /// Sent as a bearer token.
     #[arg(long, env = "RELAY_TOKEN", hide_env_values = true, value_parser = secret)]
     token: Option<Secret>,
+    /// PEM file with the certificates to trust, instead of the system's.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// Where to begin: the cursor of a frame.
     #[arg(long)]
     cursor: Option<String>,
@@ -67,11 +77,29 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 impl Tail {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let stop = pin!(asked_to_stop(self.time)?);
-        let mut follower = Follower::new(self);
+        let connector = self.ca_file.as_deref().map(trusting).transpose()?;
+        let mut follower = Follower::new(self, connector);
         let ended = follower.follow(stop).await;
         eprintln!("relay tail: {}", follower.summary());
         ended
     }
+}
+
+/// TLS that trusts the certificates of this file.
+fn trusting(file: &Path) -> anyhow::Result<Connector> {
+    let roots = || {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(file)? {
+            roots.add(certificate?)?;
+        }
+        anyhow::ensure!(!roots.is_empty(), "no certificate is in it");
+        Ok(roots)
+    };
+    let roots = roots().with_context(|| format!("--ca-file {}", file.display()))?;
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Connector::Rustls(Arc::new(config)))
 }
 
 /// SIGTERM, SIGINT, or the time that was given.
@@ -96,6 +124,7 @@ fn asked_to_stop(time: Option<Duration>) -> io::Result<impl Future<Output = ()>>
 /// One client across its connections.
 struct Follower {
     tail: Tail,
+    connector: Option<Connector>,
     /// Of the last frame that had one.
     cursor: Option<String>,
     backoff: ExponentialBackoff,
@@ -113,10 +142,11 @@ enum Shown {
 }
 
 impl Follower {
-    fn new(tail: Tail) -> Self {
+    fn new(tail: Tail, connector: Option<Connector>) -> Self {
         Self {
             cursor: tail.cursor.clone().or_else(|| tail.url.cursor()),
             tail,
+            connector,
             backoff: backoff(),
             connections: 0,
             frames: 0,
@@ -157,7 +187,9 @@ impl Follower {
 
     async fn connect(&self) -> Result<Socket, Ending> {
         let uri = self.tail.url.uri(self.cursor.as_deref());
-        match timeout(CONNECT_TIMEOUT, connect_async(self.request(uri))).await {
+        let connector = self.connector.clone();
+        let connecting = connect_async_tls_with_config(self.request(uri), None, false, connector);
+        match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok((socket, _))) => Ok(socket),
             Ok(Err(error)) => Err(Ending::of_connect(error)),
             Err(_) => Err(Ending::Unreachable("no answer in time".to_owned())),

@@ -41,6 +41,9 @@ pub struct Jwt {
     pub audience: Vec<String>,
     /// Claims that must have exactly this value.
     pub require: BTreeMap<String, Value>,
+    /// Accepted values of the header's `typ`, as media types: lower case, with `application/`.
+    /// Empty: not checked.
+    pub typ: Vec<String>,
     /// The claim that says who it is.
     pub subject_claim: String,
     /// How far clocks may differ; at most an hour.
@@ -80,6 +83,9 @@ pub enum TokenSource {
         /// Its name.
         name: String,
     },
+    /// The first message after the upgrade; the last source, since it is there only if it is
+    /// waited for.
+    FirstMessage,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -132,6 +138,7 @@ impl written::Auth {
             issuer: source.parse_list_or(self.issuer.as_ref(), &[], not_empty)?,
             audience: source.parse_list_or(self.audience.as_ref(), &[], not_empty)?,
             require: self.require(source)?,
+            typ: source.parse_list_or(self.typ.as_ref(), &[], typ)?,
             subject_claim: source.parse_or(self.subject_claim.as_ref(), "sub", not_empty)?,
             leeway: source.parse_or(self.leeway.as_ref(), "30s", leeway)?,
             expiry: source.parse_or(self.expiry.as_ref(), "close", one_of(&expiries))?,
@@ -162,6 +169,11 @@ impl written::Auth {
             let text = written.get_ref()[again].get_ref();
             return Err(source.error(&at, format!("{text:?} is listed twice; expected it once")));
         }
+        let first_message = sources.iter().position(|s| *s == TokenSource::FirstMessage);
+        if first_message.is_some_and(|at| at + 1 < sources.len()) {
+            let what = r#""first_message" is what is left if no other source has a token; expected it at the end"#;
+            return Err(source.error(&at, what));
+        }
         let has_cookie = sources
             .iter()
             .any(|source| matches!(source, TokenSource::Cookie { .. }));
@@ -189,7 +201,9 @@ impl written::Auth {
     /// With `mode = "none"`, whoever writes what tokens must be is mistaken.
     fn refuse_what_is_not_checked(&self, source: &Source<'_>) -> Result<(), ConfigError> {
         let keys = self.key.first().map(Spanned::span);
-        let lists = [&self.issuer, &self.audience].into_iter().flatten();
+        let lists = [&self.issuer, &self.audience, &self.typ]
+            .into_iter()
+            .flatten();
         let lists = lists.filter(|list| !list.get_ref().is_empty());
         let require = self.require.iter();
         let require = require.filter(|require| !require.get_ref().is_empty());
@@ -232,13 +246,25 @@ impl TokenSource {
             ("query", Some(name)) if !name.is_empty() => Ok(Self::Query {
                 name: name.to_owned(),
             }),
-            ("first_message", None) => Err(Wrong::new(
-                r#"is not supported yet; expected "header", "subprotocol:PREFIX", "cookie:NAME" or "query:NAME""#,
-            )),
+            ("first_message", None) => Ok(Self::FirstMessage),
             _ => Err(Wrong::new(
-                r#"is not a source of tokens; expected "header", "subprotocol:PREFIX", "cookie:NAME" or "query:NAME""#,
+                r#"is not a source of tokens; expected "header", "subprotocol:PREFIX", "cookie:NAME", "query:NAME" or "first_message""#,
             )),
         }
+    }
+}
+
+fn typ(text: &str) -> Result<String, Wrong> {
+    not_empty(text).map(|text| media_type(&text))
+}
+
+/// A `typ` as the media type that it means (RFC 7515 section 4.1.9): without a slash it has
+/// lost its `application/`, and case does not matter.
+pub fn media_type(typ: &str) -> String {
+    let typ = typ.to_ascii_lowercase();
+    match typ.contains('/') {
+        true => typ,
+        false => format!("application/{typ}"),
     }
 }
 

@@ -3,14 +3,18 @@
 use cel::IdedExpr;
 use cel::common::ast::{EntryExpr, Expr, IdedEntryExpr};
 
+use hyper::header::HeaderName;
+
 use super::value::Wrong;
 
 /// A compiled CEL expression that says who may read a route.
 pub struct Authorize {
     /// As it is written.
     pub source: String,
-    /// Compiled; it refers to no variables but `claims`, `path` and `query`.
+    /// Compiled; it refers to no variables but `claims`, `path`, `query`, `headers` and `origin`.
     pub program: cel::Program,
+    /// The headers that `headers` has, where the request has them.
+    pub headers: Vec<HeaderName>,
 }
 
 impl std::fmt::Debug for Authorize {
@@ -19,7 +23,7 @@ impl std::fmt::Debug for Authorize {
     }
 }
 
-const VARIABLES: [&str; 3] = ["claims", "path", "query"];
+const VARIABLES: [&str; 5] = ["claims", "path", "query", "headers", "origin"];
 
 /// What CEL calls its types in expressions: `type(claims.role) == string`.
 const TYPES: [&str; 10] = [
@@ -37,7 +41,7 @@ const TYPES: [&str; 10] = [
 
 impl Authorize {
     /// Compiles the expression, and refuses variables that will never exist.
-    pub(super) fn compile(source: &str) -> Result<Self, Wrong> {
+    pub(super) fn compile(source: &str, headers: Vec<HeaderName>) -> Result<Self, Wrong> {
         let program = cel::Program::compile(source).map_err(|errors| {
             let first = errors.errors.first();
             let what = first.map_or("it can't be parsed", |error| error.msg.as_str());
@@ -45,17 +49,23 @@ impl Authorize {
             let what = what.split(" expecting {").next().unwrap_or_default();
             let column = first.map_or(0, |error| error.pos.1);
             Wrong::new(format!(
-                "is not CEL (column {column}: {what}); expected an expression over claims, path and query"
+                "is not CEL (column {column}: {what}); expected an expression over claims, path, query, headers and origin"
             ))
         })?;
         if let Some(unknown) = unknown_variable(program.expression(), &mut Vec::new()) {
             return Err(Wrong::new(format!(
-                "uses the variable {unknown:?}, which is unknown; expected claims, path or query"
+                "uses the variable {unknown:?}, which is unknown; expected claims, path, query, headers or origin"
             )));
+        }
+        if headers.is_empty() && program.references().has_variable("headers") {
+            return Err(Wrong::new(
+                "uses headers, of which none is listed; expected their names in `authorize_headers`",
+            ));
         }
         Ok(Self {
             source: source.to_owned(),
             program,
+            headers,
         })
     }
 }
@@ -130,8 +140,12 @@ mod tests {
             "{'a': claims.sub}['a'] in [path.user, query.user]",
             "type(claims.level) == int && int(path.level) <= claims.level",
             "claims.sub.startsWith(path.tenant + '-')",
+            "origin == 'https://app.example.com'",
         ] {
-            assert!(Authorize::compile(expression).is_ok(), "{expression}");
+            assert!(
+                Authorize::compile(expression, Vec::new()).is_ok(),
+                "{expression}"
+            );
         }
     }
 
@@ -150,7 +164,9 @@ mod tests {
             "claims.sub.startsWith(user)",
             "claims[user] == 1",
         ] {
-            let error = Authorize::compile(expression).unwrap_err().to_string();
+            let error = Authorize::compile(expression, Vec::new())
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("which is unknown"), "{expression}: {error}");
         }
     }

@@ -68,15 +68,17 @@ fn resolve(inside: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result
 }
 
 /// The content of a file without its last newline.
-pub(super) fn read_file(path: &Path) -> io::Result<String> {
-    let mut content = std::fs::read_to_string(path)?;
-    if content.ends_with('\n') {
-        content.pop();
-        if content.ends_with('\r') {
-            content.pop();
-        }
+fn read_file(path: &Path) -> io::Result<String> {
+    let content = std::fs::read_to_string(path)?;
+    Ok(without_newline(&content).to_owned())
+}
+
+/// A file's content without its last newline.
+pub(super) fn without_newline(content: &str) -> &str {
+    match content.strip_suffix('\n') {
+        Some(line) => line.strip_suffix('\r').unwrap_or(line),
+        None => content,
     }
-    Ok(content)
 }
 
 fn is_name(name: &str) -> bool {

@@ -4,20 +4,37 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use aws_lc_rs::signature::{self, ParsedPublicKey, VerificationAlgorithm};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
 use toml::Spanned;
 
-use super::ConfigError;
-use super::interpolate::{read_file, whole_file};
+use super::interpolate::{whole_file, without_newline};
+use super::jwks::Jwks;
 use super::source::Source;
 use super::value::{Wrong, one_of};
-use super::written;
+use super::{ConfigError, written};
 use crate::secret::Secret;
 
-/// One `[[auth.key]]`: its material, and the only algorithms that it may verify.
+/// One `[[auth.key]]`: what verifies, and the only algorithms that it may verify.
+#[derive(Debug)]
 pub struct VerificationKey {
-    /// At least one, all of the family of the key.
+    /// At least one; all of the family of the key, or public ones for a JWKS.
     pub algorithms: Vec<Algorithm>,
+    /// Where its material comes from.
+    pub origin: KeyOrigin,
+}
+
+/// Where the material of an `[[auth.key]]` comes from.
+#[derive(Debug)]
+pub enum KeyOrigin {
+    /// The config, or a file that it names.
+    Fixed(FixedKey),
+    /// A set that is fetched.
+    Jwks(Jwks),
+}
+
+/// A secret or a public key.
+#[derive(Clone)]
+pub struct FixedKey {
     /// What verifies.
     pub decoding: DecodingKey,
     /// The HMAC secret, with which `relay token` can sign; absent for public keys.
@@ -26,11 +43,23 @@ pub struct VerificationKey {
     pub file: Option<PathBuf>,
 }
 
-impl std::fmt::Debug for VerificationKey {
+impl PartialEq for FixedKey {
+    fn eq(&self, other: &Self) -> bool {
+        use DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+        match (self.decoding.kind(), other.decoding.kind()) {
+            (SecretOrDer(one), SecretOrDer(two)) => one == two,
+            (RsaModulusExponent { n, e }, RsaModulusExponent { n: n2, e: e2 }) => {
+                (n, e) == (n2, e2)
+            }
+            (SecretOrDer(_), RsaModulusExponent { .. })
+            | (RsaModulusExponent { .. }, SecretOrDer(_)) => false,
+        }
+    }
+}
+
+impl std::fmt::Debug for FixedKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VerificationKey")
-            .field("algorithms", &self.algorithms)
-            .finish_non_exhaustive()
+        f.debug_struct("FixedKey").finish_non_exhaustive()
     }
 }
 
@@ -55,53 +84,76 @@ const SHORTEST_SECRET: usize = 32;
 /// Of RSA keys as PKCS#1 with 2048 to 8192 bits: the modulus, up to 5 bytes of exponent, headers.
 const RSA_DER_BYTES: RangeInclusive<usize> = 268..=1042;
 
+const RSA_MODULUS_BYTES: RangeInclusive<usize> = 256..=1024;
+
 pub(super) fn check(
     written: &Spanned<written::Key>,
     source: &Source<'_>,
 ) -> Result<VerificationKey, ConfigError> {
     let key = written.get_ref();
-    if let Some(url) = &key.jwks_url {
+    let algorithms = key.algorithms(source)?;
+    let material = [&key.secret, &key.public_key, &key.jwks_url];
+    if let [_, second, ..] = material.into_iter().flatten().collect::<Vec<_>>()[..] {
         return Err(source.error(
-            &url.span(),
-            "is not supported yet; expected `secret` or `public_key`",
+            &second.span(),
+            "stands beside another key; expected one of `secret`, `public_key` and `jwks_url`, and another [[auth.key]] for the other",
         ));
     }
-    source.not_supported_unless(key.refresh.as_ref(), "10m")?;
-    source.not_supported_unless(key.cooldown.as_ref(), "30s")?;
-    let algorithms = key.algorithms(source)?;
-    match (&key.secret, &key.public_key) {
-        (Some(written), None) => source.parse_hidden(written, |text| {
-            VerificationKey::secret(text, &algorithms, whole_file(written.get_ref()))
-        }),
-        (None, Some(written)) => source.parse_hidden(written, |text| {
-            VerificationKey::public(text, &algorithms, whole_file(written.get_ref()))
-        }),
-        (None, None) => Err(source.missing(
-            &written.span(),
-            "secret",
-            "is missing; expected either `secret` or `public_key`",
-        )),
-        (Some(_), Some(public_key)) => Err(source.error(
-            &public_key.span(),
-            "stands beside `secret`; expected one of them, and another [[auth.key]] for the other",
-        )),
+    if let Some(url) = &key.jwks_url {
+        let jwks = key.jwks(url, &algorithms, source)?;
+        let origin = KeyOrigin::Jwks(jwks);
+        return Ok(VerificationKey { algorithms, origin });
+    }
+    key.refuse_what_is_of_jwks(source)?;
+    let (text, build): (_, Build) = match (&key.secret, &key.public_key) {
+        (Some(secret), _) => (secret, FixedKey::secret),
+        (None, Some(public_key)) => (public_key, FixedKey::public),
+        (None, None) => {
+            return Err(source.missing(
+                &written.span(),
+                "secret",
+                "is missing; expected one of `secret`, `public_key` and `jwks_url`",
+            ));
+        }
+    };
+    let fixed = source.parse_hidden(text, |value| {
+        build(value, &algorithms, whole_file(text.get_ref()))
+    })?;
+    let origin = KeyOrigin::Fixed(fixed);
+    Ok(VerificationKey { algorithms, origin })
+}
+
+/// What makes a key of a text.
+type Build = fn(&str, &[Algorithm], Option<PathBuf>) -> Result<FixedKey, Wrong>;
+
+impl VerificationKey {
+    /// The HMAC secret, if it is one.
+    pub fn secret(&self) -> Option<&Secret> {
+        match &self.origin {
+            KeyOrigin::Fixed(fixed) => fixed.secret.as_ref(),
+            KeyOrigin::Jwks(_) => None,
+        }
     }
 }
 
-impl VerificationKey {
-    /// The same key with what its file holds now; `None` if it is not from a file.
-    pub fn read_again(&self) -> Option<Result<Self, ConfigError>> {
-        let file = self.file.as_deref()?;
+impl FixedKey {
+    /// The key that `file` holds now; this one if it is not from a file.
+    ///
+    /// # Errors
+    /// The file can't be read, or holds no key that fits the algorithms.
+    pub async fn read_again(&self, algorithms: &[Algorithm]) -> Result<Self, ConfigError> {
+        let Some(file) = &self.file else {
+            return Ok(self.clone());
+        };
         let shown = file.display().to_string();
-        let build = match self.secret {
+        let content = tokio::fs::read_to_string(file).await;
+        let content = content.map_err(|error| ConfigError::unreadable(&shown, &error))?;
+        let build: Build = match self.secret {
             Some(_) => Self::secret,
             None => Self::public,
         };
-        Some(match read_file(file) {
-            Ok(text) => build(&text, &self.algorithms, self.file.clone())
-                .map_err(|wrong| ConfigError::of_file(&shown, wrong)),
-            Err(error) => Err(ConfigError::unreadable(&shown, &error)),
-        })
+        build(without_newline(&content), algorithms, self.file.clone())
+            .map_err(|wrong| ConfigError::of_file(&shown, wrong))
     }
 
     fn secret(text: &str, algorithms: &[Algorithm], file: Option<PathBuf>) -> Result<Self, Wrong> {
@@ -117,7 +169,6 @@ impl VerificationKey {
             )));
         }
         Ok(Self {
-            algorithms: algorithms.to_owned(),
             decoding: DecodingKey::from_secret(text.as_bytes()),
             secret: Some(Secret::new(text)),
             file,
@@ -130,7 +181,6 @@ impl VerificationKey {
             refuse_misfit(&decoding, *algorithm)?;
         }
         Ok(Self {
-            algorithms: algorithms.to_owned(),
             decoding,
             secret: None,
             file,
@@ -184,36 +234,63 @@ fn decoding_key(pem: &str) -> Result<DecodingKey, Wrong> {
 
 /// Refuses a key of another kind, curve or size now, as it would refuse every token later.
 fn refuse_misfit(key: &DecodingKey, algorithm: Algorithm) -> Result<(), Wrong> {
-    let (verification, expected): (&'static dyn VerificationAlgorithm, _) = match algorithm {
-        Algorithm::ES256 => (
-            &signature::ECDSA_P256_SHA256_FIXED,
-            "a key on the curve P-256",
-        ),
-        Algorithm::ES384 => (
-            &signature::ECDSA_P384_SHA384_FIXED,
-            "a key on the curve P-384",
-        ),
-        Algorithm::EdDSA => (&signature::ED25519, "an Ed25519 key"),
-        rsa if rsa.family() == AlgorithmFamily::Rsa => (
-            // All of them take the same keys.
-            &signature::RSA_PKCS1_2048_8192_SHA256,
-            "an RSA key of 2048 to 8192 bits",
-        ),
-        other => {
-            return Err(Wrong::new(format!(
-                "a public key never verifies {other:?}; expected `secret`, or no HS algorithm"
-            )));
-        }
-    };
-    let fits = |der: &[u8]| {
-        // Whether its size is allowed is looked at only when it verifies.
-        let size_fits = key.family() != AlgorithmFamily::Rsa || RSA_DER_BYTES.contains(&der.len());
-        size_fits && ParsedPublicKey::new(verification, der).is_ok()
-    };
-    if key.family() == algorithm.family() && key.try_get_as_bytes().is_ok_and(fits) {
+    if fits(key, algorithm) {
         return Ok(());
     }
+    let expected = match (algorithm, algorithm.family()) {
+        (_, AlgorithmFamily::Hmac) => {
+            return Err(Wrong::new(format!(
+                "a public key never verifies {algorithm:?}; expected `secret`, or no HS algorithm"
+            )));
+        }
+        (_, AlgorithmFamily::Rsa) => "an RSA key of 2048 to 8192 bits",
+        (Algorithm::ES384, _) => "a key on the curve P-384",
+        (_, AlgorithmFamily::Ec) => "a key on the curve P-256",
+        (_, AlgorithmFamily::Ed) => "an Ed25519 key",
+    };
     Err(Wrong::new(format!(
         "does not fit {algorithm:?}; expected {expected}"
     )))
+}
+
+/// Whether a public key is of the kind, curve and size that the algorithm needs.
+pub fn fits(key: &DecodingKey, algorithm: Algorithm) -> bool {
+    let verification: &'static dyn VerificationAlgorithm = match (algorithm, algorithm.family()) {
+        (_, AlgorithmFamily::Hmac) => return false,
+        // All of them take the same keys.
+        (_, AlgorithmFamily::Rsa) => &signature::RSA_PKCS1_2048_8192_SHA256,
+        (Algorithm::ES384, _) => &signature::ECDSA_P384_SHA384_FIXED,
+        (_, AlgorithmFamily::Ec) => &signature::ECDSA_P256_SHA256_FIXED,
+        (_, AlgorithmFamily::Ed) => &signature::ED25519,
+    };
+    if key.family() != algorithm.family() {
+        return false;
+    }
+    match key.kind() {
+        DecodingKeyKind::SecretOrDer(der) => {
+            // Whether its size is allowed is looked at only when it verifies.
+            let size_fits =
+                key.family() != AlgorithmFamily::Rsa || RSA_DER_BYTES.contains(&der.len());
+            size_fits && ParsedPublicKey::new(verification, der).is_ok()
+        }
+        DecodingKeyKind::RsaModulusExponent { n, e } => is_rsa_key(n, e),
+    }
+}
+
+/// 2048 to 8192 bits; of the exponents, those that aws-lc takes.
+fn is_rsa_key(n: &[u8], e: &[u8]) -> bool {
+    let modulus = significant(n);
+    let is_modulus = match modulus.len() {
+        256 => modulus[0] >= 0x80,
+        length => RSA_MODULUS_BYTES.contains(&length),
+    };
+    let exponent = significant(e);
+    let is_odd = exponent.last().is_some_and(|last| last % 2 == 1);
+    is_modulus && is_odd && exponent.len() <= 5 && exponent != [1]
+}
+
+/// Without leading zeros.
+fn significant(bytes: &[u8]) -> &[u8] {
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    &bytes[zeros..]
 }

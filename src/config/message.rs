@@ -1,11 +1,9 @@
-//! `[route.message]` and `[route.slow]`.
-
-use std::time::Duration;
+//! `[route.message]`.
 
 use super::ConfigError;
 use super::source::Source;
-use super::value::{Wrong, any, any_of, not_empty, one_of, positive_duration, size_from};
-use super::written::{self, ScalarValue, Text};
+use super::value::{Wrong, any, any_of, not_empty, one_of, size_from};
+use super::written::{self, Text};
 
 /// `[route.message]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,26 +45,6 @@ pub enum FormatKind {
         /// The key that gets the cursor.
         id_key: String,
     },
-}
-
-/// `[route.slow]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slow {
-    /// No byte taken by the kernel for this long: the connection is reset.
-    pub write_timeout: Duration,
-    /// Entries; `None`: no limit.
-    pub max_lag: Option<u64>,
-    /// What happens beyond `max_lag`.
-    pub then: WhenLagging,
-}
-
-/// What happens to a client that lags too far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenLagging {
-    /// Closed, 4408.
-    Close,
-    /// A new snapshot, and on from now; the route has a snapshot.
-    Resync,
 }
 
 #[derive(Clone, Copy)]
@@ -191,79 +169,4 @@ fn snapshot_template(text: &str) -> Result<String, Wrong> {
         return Err(Wrong::new("leaves the snapshot out; expected {body} in it"));
     }
     any(text)
-}
-
-impl written::Slow {
-    pub(super) fn check(
-        &self,
-        has_snapshot: bool,
-        source: &Source<'_>,
-    ) -> Result<Slow, ConfigError> {
-        let max_lag = self.max_lag(source)?;
-        Ok(Slow {
-            write_timeout: source.parse_or(
-                self.write_timeout.as_ref(),
-                "15s",
-                positive_duration,
-            )?,
-            max_lag,
-            then: self.then(max_lag, has_snapshot, source)?,
-        })
-    }
-
-    fn max_lag(&self, source: &Source<'_>) -> Result<Option<u64>, ConfigError> {
-        let Some(written) = &self.max_lag else {
-            return Ok(None);
-        };
-        let is_none = match written.get_ref() {
-            ScalarValue::Text(text) => source.text_at(&written.span(), text)? == "none",
-            ScalarValue::Integer(_) | ScalarValue::Flag(_) => false,
-        };
-        if is_none {
-            return Ok(None);
-        }
-        let largest = u64::from(u32::MAX);
-        match source.number_or(Some(written), 1, 1..=largest) {
-            Ok(entries) => Ok(Some(entries)),
-            Err(_) => Err(source.error(
-                &written.span(),
-                format!(r#"is no number of entries; expected one from 1 to {largest}, or "none""#),
-            )),
-        }
-    }
-
-    fn then(
-        &self,
-        max_lag: Option<u64>,
-        has_snapshot: bool,
-        source: &Source<'_>,
-    ) -> Result<WhenLagging, ConfigError> {
-        source.not_supported_unless(self.conflate_by.as_ref(), "/id")?;
-        let Some(written) = &self.then else {
-            return Ok(WhenLagging::Close);
-        };
-        let error = |what: &str| Err(source.error(&written.span(), what));
-        match source.parse(written, then)? {
-            WhenLagging::Close => Ok(WhenLagging::Close),
-            WhenLagging::Resync if max_lag.is_none() => {
-                error(r#""resync" never happens without a `max_lag`; expected one beside it"#)
-            }
-            WhenLagging::Resync if !has_snapshot => {
-                error(r#""resync" needs a snapshot; expected a [route.snapshot], or "close""#)
-            }
-            WhenLagging::Resync => Ok(WhenLagging::Resync),
-        }
-    }
-}
-
-fn then(text: &str) -> Result<WhenLagging, Wrong> {
-    if text == "conflate" {
-        return Err(Wrong::new(
-            r#"is not supported yet; expected "close" or "resync""#,
-        ));
-    }
-    one_of(&[
-        ("close", WhenLagging::Close),
-        ("resync", WhenLagging::Resync),
-    ])(text)
 }

@@ -8,6 +8,7 @@ use matchit::InsertError;
 use regex::Regex;
 use toml::Spanned;
 
+use super::snapshot::header_name;
 use super::source::{Source, Span};
 use super::template::{Known, Template};
 use super::value::{Wrong, any_of, one_of, positive_duration};
@@ -211,8 +212,15 @@ impl written::Route {
         public: bool,
         source: &Source<'_>,
     ) -> Result<Option<Authorize>, ConfigError> {
+        let headers = source.parse_list_or(self.authorize_headers.as_ref(), &[], header_name)?;
         let Some(written) = &self.authorize else {
-            return Ok(None);
+            return match &self.authorize_headers {
+                Some(list) if !headers.is_empty() => Err(source.error(
+                    &list.span(),
+                    "has a meaning only beside `authorize`; expected that, or nothing here",
+                )),
+                Some(_) | None => Ok(None),
+            };
         };
         if public {
             return Err(source.error(
@@ -220,7 +228,8 @@ impl written::Route {
                 "the route is public, so nobody is asked who they are; expected no `authorize`, or a route with tokens",
             ));
         }
-        source.parse_hidden(written, Authorize::compile).map(Some)
+        let compile = |text: &str| Authorize::compile(text, headers.clone());
+        source.parse_hidden(written, compile).map(Some)
     }
 
     fn resume_query(

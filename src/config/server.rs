@@ -1,13 +1,19 @@
 //! `[server]`, `[client]` and `[log]`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::source::Source;
 use super::value::{Wrong, address, one_of, positive_duration, size_from};
 use super::written::Scalar;
-use super::{ConfigError, written};
+use super::{Auth, ConfigError, Tls, written};
 use crate::telemetry::{Log, LogFormat};
+
+/// No limit needs to be higher.
+const MOST: u32 = 1_000_000;
 
 /// `[server]`.
 #[derive(Debug, Clone)]
@@ -18,14 +24,24 @@ pub struct Server {
     pub admin_listen: SocketAddr,
     /// Clients at once; one more is refused.
     pub max_connections: usize,
-    /// From accept to the last byte of the request head.
+    /// Connections of one address, an IPv6 /64 being one.
+    pub max_connections_per_ip: Option<NonZeroU32>,
+    /// Connections of one subject.
+    pub max_connections_per_subject: Option<NonZeroU32>,
+    /// Upgrade requests in a second.
+    pub connects_per_second: Option<NonZeroU32>,
+    /// From accept to the last byte of the request head, the TLS handshake included.
     pub handshake_timeout: Duration,
     /// Bytes of a request head; at least what the HTTP parser needs (8 KiB).
     pub max_head: usize,
     /// Bytes per client in the kernel (`SO_SNDBUF`, and `TCP_NOTSENT_LOWAT`).
     pub send_buffer: usize,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Empty: the page's host name must be the request's, or there is no Origin header.
     pub allowed_origins: Vec<OriginPattern>,
+    /// Absent: the clients' port speaks plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 /// Pages that may connect.
@@ -53,7 +69,6 @@ pub struct Client {
 
 impl written::Server {
     pub(super) fn check(&self, source: &Source<'_>) -> Result<Server, ConfigError> {
-        self.refuse_what_is_to_come(source)?;
         let server = Server {
             listen: source.parse_or(self.listen.as_ref(), "0.0.0.0:8081", address)?,
             admin_listen: source.parse_or(self.admin_listen.as_ref(), "0.0.0.0:9091", address)?,
@@ -62,6 +77,9 @@ impl written::Server {
                 100_000,
                 1..=10_000_000,
             )?,
+            max_connections_per_ip: source.limit(self.max_connections_per_ip.as_ref())?,
+            max_connections_per_subject: source.limit(self.max_connections_per_subject.as_ref())?,
+            connects_per_second: source.limit(self.connects_per_second.as_ref())?,
             handshake_timeout: source.parse_or(
                 self.handshake_timeout.as_ref(),
                 "10s",
@@ -70,11 +88,13 @@ impl written::Server {
             // The HTTP parser takes no smaller buffer.
             max_head: source.parse_or(self.max_head.as_ref(), "16KiB", size_from("8KiB"))?,
             send_buffer: source.parse_or(self.send_buffer.as_ref(), "128KiB", size_from("4KiB"))?,
+            trusted_proxies: source.parse_list_or(self.trusted_proxies.as_ref(), &[], network)?,
             allowed_origins: source.parse_list_or(
                 self.allowed_origins.as_ref(),
                 &[],
                 OriginPattern::parse,
             )?,
+            tls: self.tls.check(source)?,
         };
         if let Some(written) = self.admin_listen.as_ref().or(self.listen.as_ref())
             && server.listen == server.admin_listen
@@ -88,28 +108,57 @@ impl written::Server {
         Ok(server)
     }
 
-    fn refuse_what_is_to_come(&self, source: &Source<'_>) -> Result<(), ConfigError> {
-        let limits: [&Option<Scalar>; 3] = [
-            &self.max_connections_per_ip,
-            &self.max_connections_per_subject,
-            &self.connects_per_second,
-        ];
-        for written in limits.into_iter().flatten() {
-            if source.number_or(Some(written), 0, 0..=u32::MAX)? != 0 {
-                return Err(source.error(
+    /// Without tokens nobody is anybody.
+    pub(super) fn check_with(&self, auth: &Auth, source: &Source<'_>) -> Result<(), ConfigError> {
+        match &self.max_connections_per_subject {
+            Some(written) if auth.jwt.is_none() && source.limit(Some(written))?.is_some() => {
+                Err(source.error(
                     &written.span(),
-                    "is not supported yet; expected 0 or nothing",
-                ));
+                    r#"there are no subjects with auth.mode = "none"; expected 0 or nothing"#,
+                ))
             }
-        }
-        match &self.trusted_proxies {
-            Some(proxies) if !proxies.get_ref().is_empty() => Err(source.error(
-                &proxies.span(),
-                "is not supported yet; expected [] or nothing",
-            )),
             _ => Ok(()),
         }
     }
+}
+
+impl Source<'_> {
+    /// A number that 0 turns off.
+    fn limit(&self, written: Option<&Scalar>) -> Result<Option<NonZeroU32>, ConfigError> {
+        let number = self.number_or(written, 0, 0..=MOST)?;
+        Ok(NonZeroU32::new(number))
+    }
+}
+
+/// `10.0.0.0/8`, or one address.
+fn network(text: &str) -> Result<IpNet, Wrong> {
+    let network = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address),
+        Err(_) => text.parse::<IpNet>().map_err(|_| {
+            Wrong::new(r#"is not a network; expected a CIDR such as "10.0.0.0/8", or an address"#)
+        })?,
+    };
+    let truncated = network.trunc();
+    if truncated != network {
+        return Err(Wrong::new(format!(
+            "has bits beyond its prefix; expected \"{truncated}\""
+        )));
+    }
+    Ok(canonical(network))
+}
+
+/// Addresses are compared as IPv4 where they are IPv4.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match network {
+        IpNet::V6(v6) => v6
+            .network()
+            .to_ipv4_mapped()
+            .zip(v6.prefix_len().checked_sub(96)),
+        IpNet::V4(_) => None,
+    };
+    mapped
+        .and_then(|(address, prefix)| IpNet::new(address.into(), prefix).ok())
+        .unwrap_or(network)
 }
 
 impl OriginPattern {

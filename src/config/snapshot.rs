@@ -236,7 +236,7 @@ fn method(text: &str) -> Result<Method, Wrong> {
     }
 }
 
-fn header_name(text: &str) -> Result<HeaderName, Wrong> {
+pub(super) fn header_name(text: &str) -> Result<HeaderName, Wrong> {
     text.parse()
         .map_err(|_| Wrong::new("is not the name of a header; expected one such as \"x-user\""))
 }

@@ -207,21 +207,6 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Refuses a key whose function does not exist yet, unless it says what is so anyway.
-    pub(super) fn not_supported_unless(
-        &self,
-        written: Option<&Text>,
-        default: &str,
-    ) -> Result<(), ConfigError> {
-        match written {
-            Some(written) if self.text(written)? != default => Err(self.error(
-                &written.span(),
-                format!("is not supported yet; expected {default:?} or nothing"),
-            )),
-            _ => Ok(()),
-        }
-    }
-
     /// A string is a number or a flag only if the environment brings it: `"8"` is a slip.
     fn scalar_text(
         &self,

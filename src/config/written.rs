@@ -50,6 +50,15 @@ pub(super) struct Server {
     pub(super) send_buffer: Option<Text>,
     pub(super) trusted_proxies: Option<Texts>,
     pub(super) allowed_origins: Option<Texts>,
+    #[serde(default)]
+    pub(super) tls: Tls,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) cert: Option<Text>,
+    pub(super) key: Option<Text>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -81,6 +90,7 @@ pub(super) struct Auth {
     pub(super) issuer: Option<Texts>,
     pub(super) audience: Option<Texts>,
     pub(super) require: Option<Spanned<toml::Table>>,
+    pub(super) typ: Option<Texts>,
     pub(super) subject_claim: Option<Text>,
     pub(super) leeway: Option<Text>,
     pub(super) expiry: Option<Text>,
@@ -98,6 +108,7 @@ pub(super) struct Key {
     pub(super) jwks_url: Option<Text>,
     pub(super) refresh: Option<Text>,
     pub(super) cooldown: Option<Text>,
+    pub(super) ca_file: Option<Text>,
 }
 
 #[derive(serde::Deserialize)]
@@ -110,6 +121,7 @@ pub(super) struct Route {
     pub(super) params: BTreeMap<String, Text>,
     pub(super) auth: Option<Text>,
     pub(super) authorize: Option<Text>,
+    pub(super) authorize_headers: Option<Texts>,
     pub(super) history: Option<Spanned<History>>,
     pub(super) resume: Option<Text>,
     pub(super) snapshot: Option<Snapshot>,
@@ -270,11 +282,12 @@ mod tests {
     const REFERENCE: &str = include_str!("../../relay.toml");
 
     /// Keys that the reference shows in comments only: they can't stand beside the others.
-    const COMMENTED: [&str; 4] = [
+    const COMMENTED: [&str; 5] = [
         "auth.key.public_key",
         "auth.key.jwks_url",
         "auth.key.refresh",
         "auth.key.cooldown",
+        "auth.key.ca_file",
     ];
 
     /// All keys of a table: serde lists them when it meets one that is not among them.
@@ -316,6 +329,7 @@ mod tests {
     fn the_reference_has_every_key() {
         let mut known = BTreeSet::new();
         known.extend(keys_of::<Server>("server"));
+        known.extend(keys_of::<Tls>("server.tls"));
         known.extend(keys_of::<Redis>("redis"));
         known.extend(keys_of::<Auth>("auth"));
         known.extend(keys_of::<Key>("auth.key"));
@@ -327,7 +341,8 @@ mod tests {
         known.extend(keys_of::<Drain>("drain"));
         known.extend(keys_of::<Client>("client"));
         known.extend(keys_of::<Log>("log"));
-        for table in ["auth.key", "route.snapshot", "route.message", "route.slow"] {
+        let tables = ["auth.key", "route.snapshot", "route.message", "route.slow"];
+        for table in tables.into_iter().chain(["server.tls"]) {
             assert!(known.remove(table), "{table}");
         }
         let (mut found, commented) = keys_in_reference();

@@ -16,7 +16,7 @@ use metrics::{Counter, Gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::chunk::{Chunk, Formats};
+use super::chunk::{BATCH_BYTES, Chunk, Formats};
 use super::continuity::{self, Known, Verdict};
 use super::feed::{Epoch, Feed};
 use crate::config::History;
@@ -79,8 +79,8 @@ impl Kept {
     }
 }
 
-/// The most that one page is meant to take.
-const PAGE_BYTES: usize = 256 * 1024;
+/// The most that one page is meant to take: its entries, and about a batch when encoded.
+const PAGE_BYTES: usize = 2 * BATCH_BYTES;
 const MAX_PAGE_ENTRIES: usize = 4096;
 /// How long a page stays after its last use, for those who follow.
 const KEPT_FOR: Duration = Duration::from_secs(2);

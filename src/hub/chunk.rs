@@ -5,8 +5,9 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use metrics::Counter;
 
-use crate::config::Format;
+use crate::config::Route;
 use crate::metrics::{ENTRIES_OMITTED, Metrics};
+use crate::protocol::conflation::ConflationKey;
 use crate::protocol::encoder::{Encoded, Encoder, Omitted};
 use crate::stream::{Entry, EntryId, StreamKey};
 
@@ -22,11 +23,11 @@ pub struct Formats {
 pub struct FormatId(usize);
 
 impl Formats {
-    /// The distinct formats of these routes, each given with its number of streams.
-    pub fn new<'a>(routes: impl Iterator<Item = (&'a Format, usize)>, metrics: &Metrics) -> Self {
+    /// The distinct formats of these routes.
+    pub fn new(routes: &[Route], metrics: &Metrics) -> Self {
         let mut encoders: Vec<Encoder> = Vec::new();
-        for (format, streams) in routes {
-            let encoder = Encoder::new(format, streams);
+        for route in routes {
+            let encoder = Encoder::of(route);
             if !encoders.contains(&encoder) {
                 encoders.push(encoder);
             }
@@ -44,8 +45,8 @@ impl Formats {
     }
 
     /// The place of a route's format; `None` if it was not among the routes at start.
-    pub fn find(&self, format: &Format, streams: usize) -> Option<FormatId> {
-        let wanted = Encoder::new(format, streams);
+    pub fn find(&self, route: &Route) -> Option<FormatId> {
+        let wanted = Encoder::of(route);
         self.encoders
             .iter()
             .position(|encoder| *encoder == wanted)
@@ -71,8 +72,13 @@ pub struct Chunk {
     size: usize,
     /// Filled when the first session needs a format.
     encoded: Box<[OnceLock<Encoded>]>,
+    /// Filled when the first session that lags needs them.
+    keys: Box<[OnceLock<Keys>]>,
     formats: Formats,
 }
+
+/// What each entry may be folded by.
+type Keys = Box<[Option<ConflationKey>]>;
 
 impl Chunk {
     /// `None` without entries.
@@ -88,8 +94,27 @@ impl Chunk {
                 .sum(),
             entries: entries.into(),
             encoded: formats.encoders.iter().map(|_| OnceLock::new()).collect(),
+            keys: formats.encoders.iter().map(|_| OnceLock::new()).collect(),
             formats: formats.clone(),
         })
+    }
+
+    /// One read in chunks of a batch each: a client that stalls holds what it was sent, and that
+    /// must not be a whole read.
+    pub fn split(key: &StreamKey, entries: Vec<Entry>, formats: &Formats) -> Vec<Self> {
+        let mut chunks = Vec::new();
+        let mut gathered = Vec::new();
+        let mut bytes = 0;
+        for entry in entries {
+            bytes += entry.size() + ENTRY_OVERHEAD;
+            gathered.push(entry);
+            if bytes >= BATCH_BYTES {
+                chunks.extend(Self::new(key, std::mem::take(&mut gathered), formats));
+                bytes = 0;
+            }
+        }
+        chunks.extend(Self::new(key, gathered, formats));
+        chunks
     }
 
     /// The entries.
@@ -127,7 +152,18 @@ impl Chunk {
             })
         })
     }
+
+    fn keys(&self, format: FormatId) -> &[Option<ConflationKey>] {
+        self.keys[format.0].get_or_init(|| {
+            let conflation = self.formats.encoder(format).conflation();
+            let key = |entry| conflation.and_then(|conflation| conflation.key(entry));
+            self.entries.iter().map(key).collect()
+        })
+    }
 }
+
+/// A session is given about this much at a time.
+pub const BATCH_BYTES: usize = 64 * 1024;
 
 /// What an entry costs beside its bytes: its vector, its ids, its places in encodings.
 const ENTRY_OVERHEAD: usize = 96;
@@ -174,6 +210,11 @@ impl Slice {
         let encoded = self.chunk.encoded(format);
         let indices = self.start..self.chunk.entries.len();
         indices.map(move |index| (self.chunk.entries[index].id, encoded.piece(index)))
+    }
+
+    /// What each entry may be folded by, in a format that conflates.
+    pub fn keys(&self, format: FormatId) -> &[Option<ConflationKey>] {
+        &self.chunk.keys(format)[self.start..]
     }
 
     /// Bytes of the payloads, about.

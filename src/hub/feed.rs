@@ -5,6 +5,7 @@
 //! then finds itself behind, and asks Redis with its own position.
 
 mod mark;
+mod question;
 mod state;
 mod watch;
 
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::chunk::{Chunk, Slice};
+use super::chunk::Chunk;
 use super::continuity::Known;
 use crate::store::{StreamInfo, Unreadable};
 use crate::stream::{EntryId, StreamKey};
@@ -22,59 +23,8 @@ use crate::wake::Bell;
 use state::State;
 
 pub use mark::Mark;
+pub use question::{After, Basis, Epoch, Position, Reach};
 pub use watch::Watch;
-
-/// Counts the feed's own losses of continuity.
-pub type Epoch = u64;
-
-/// What a session knows of one stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// The id of the last entry that it has dealt with.
-    pub id: EntryId,
-    /// What that rests on.
-    pub basis: Basis,
-}
-
-/// What a position rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Basis {
-    /// Continuity up to here was proven in this epoch of the feed.
-    Proven(Epoch),
-    /// A cursor, or a position noted earlier: to be proven by the ring or by Redis.
-    Unproven,
-    /// Where a history begins: what is before it does not matter, so nothing needs proof.
-    Start,
-}
-
-/// The answer to "what is after my position?".
-pub enum After {
-    /// These; together they are proven to follow the position.
-    Entries {
-        /// In order.
-        slices: Vec<Slice>,
-        /// The epoch in which they were read.
-        epoch: Epoch,
-        /// Entries published in the life of the feed, to measure lag by.
-        published: u64,
-    },
-    /// Nothing yet.
-    CaughtUp {
-        /// The epoch in which the position is proven.
-        epoch: Epoch,
-        /// As above.
-        published: u64,
-    },
-    /// The ring can't say: the backlog can.
-    Behind {
-        /// The epoch as of now, which an answer of the backlog is good for.
-        epoch: Epoch,
-        /// As above.
-        published: u64,
-    },
-    /// The stream can't be read.
-    Unreadable(Unreadable),
-}
 
 /// What an entry is taken to be before one was seen: large, so that a first read stays small.
 const UNKNOWN_SIZE: usize = 16 * 1024;
@@ -128,6 +78,7 @@ impl Feed {
             ring: VecDeque::new(),
             ring_entries: 0,
             ring_bytes: 0,
+            last_pull: 0,
             base: tail,
             tail,
             tail_digest: None,
@@ -156,8 +107,13 @@ impl Feed {
         }
     }
 
-    /// What is after a position.
+    /// What is after a position: up to a batch.
     pub fn after(&self, position: Position) -> After {
+        self.after_within(position, Reach::BATCH)
+    }
+
+    /// What is after a position, up to the chunk that comes to this reach.
+    pub fn after_within(&self, position: Position, reach: Reach) -> After {
         let mut state = self.lock();
         state.asked_at = Instant::now();
         if let Some(reason) = &state.unreadable {
@@ -178,7 +134,7 @@ impl Feed {
             return After::CaughtUp { epoch, published };
         }
         After::Entries {
-            slices: state.slices_after(position.id),
+            slices: state.slices_after(position.id, reach),
             epoch,
             published,
         }
@@ -285,16 +241,16 @@ impl Feed {
     /// the stream, if that was the proof. Returns by how much the ring has grown.
     pub(super) fn publish(
         &self,
-        chunk: Option<Chunk>,
+        chunks: Vec<Chunk>,
         info: Option<Option<StreamInfo>>,
         connection: u64,
     ) -> isize {
         let mut state = self.lock();
         state.confirm();
         let before = state.ring_bytes;
-        let has_news = chunk.is_some();
-        if let Some(chunk) = chunk {
-            state.push(Arc::new(chunk));
+        let has_news = !chunks.is_empty();
+        if has_news {
+            state.push_all(chunks);
             state.evict(self.bounds);
         }
         state.proven_by_info = info.is_some();

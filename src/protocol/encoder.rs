@@ -4,16 +4,16 @@
 //! cursor differs from session to session: then the message without its head is shared, and
 //! [`Encoder::push_with_cursor`] puts the two together.
 
-use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 
 use bytes::Bytes;
 use hyper_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::conflation::Conflation;
+use super::members::Members;
 use super::push_header;
-use crate::config::{Format, FormatKind};
+use crate::config::{Format, FormatKind, Route, WhenLagging};
 use crate::stream::{Entry, StreamKey};
 
 /// Turns entries into messages of one format.
@@ -21,6 +21,7 @@ use crate::stream::{Entry, StreamKey};
 pub struct Encoder {
     format: Format,
     cursor: CursorPlace,
+    conflation: Option<Conflation>,
 }
 
 /// Where the cursor of a message comes from.
@@ -98,6 +99,18 @@ impl Omitted {
 }
 
 impl Encoder {
+    /// The encoder that a route needs.
+    pub fn of(route: &Route) -> Self {
+        let format = &route.message.format;
+        Self {
+            conflation: match &route.slow.then {
+                WhenLagging::Conflate(at) => Some(Conflation::new(format, at)),
+                WhenLagging::Close | WhenLagging::Resync => None,
+            },
+            ..Self::new(format, route.streams.len())
+        }
+    }
+
     /// An encoder for a route with this many streams.
     pub fn new(format: &Format, streams: usize) -> Self {
         let has_cursor = !matches!(format.kind, FormatKind::Verbatim { .. });
@@ -109,12 +122,18 @@ impl Encoder {
         Self {
             format: format.clone(),
             cursor,
+            conflation: None,
         }
     }
 
     /// Whether messages need [`push_with_cursor`](Self::push_with_cursor) to become whole.
     pub fn needs_cursor(&self) -> bool {
         self.cursor == CursorPlace::PerSession
+    }
+
+    /// What tells entries apart where only the newest of a key is sent; `None` where all are.
+    pub fn conflation(&self) -> Option<&Conflation> {
+        self.conflation.as_ref()
     }
 
     /// Encodes entries of one stream. `omitted` hears of each payload that can't be sent.
@@ -268,35 +287,6 @@ fn push_members(text: &mut String, payload: &str, id_key: &str) -> Result<(), Om
     }
     Ok(())
 }
-
-/// A JSON object whose values stay as they are written, in their order.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de> serde::Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry::<Name<'de>, &'de RawValue>()? {
-                    members.push((member.0.0, member.1));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
-/// A member's name, borrowed where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 fn push_json_string(text: &mut String, value: &str) {
     text.push_str(&serde_json::to_string(value).expect("a string is JSON"));

@@ -1,18 +1,23 @@
-//! Answers without an upgrade.
+//! What a request is answered with.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
-    WWW_AUTHENTICATE,
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
+use hyper_tungstenite::HyperWebsocket;
 
-use super::request::has_valid_key;
+use super::BAD_HANDSHAKE;
+use super::Router;
+use super::request::{Asked, has_valid_key};
 use crate::protocol::outcome::{Outcome, Refusal};
+use crate::websocket;
 
-pub(super) type Answer = Response<Full<Bytes>>;
+/// An answer with its whole body.
+pub type Answer = Response<Full<Bytes>>;
 
 /// The answer to a request on a route's path that is no WebSocket handshake (RFC 6455 section 4.2).
 pub(super) fn not_an_upgrade(request: &Request<Incoming>) -> Option<Answer> {
@@ -33,11 +38,11 @@ pub(super) fn not_an_upgrade(request: &Request<Incoming>) -> Option<Answer> {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return Some(answer);
     }
-    (!has_valid_key(request.headers()))
-        .then(|| status_answer(&Refusal::new(Outcome::BadRequest, "bad_handshake")))
+    (!has_valid_key(request.headers())).then(|| status_answer(&BAD_HANDSHAKE))
 }
 
-pub(super) fn status_answer(refusal: &Refusal) -> Answer {
+/// A refusal by status, as JSON.
+pub fn status_answer(refusal: &Refusal) -> Answer {
     let mut answer = error_answer(refusal.outcome.status(), refusal.reason);
     let headers = answer.headers_mut();
     if refusal.outcome == Outcome::Unauthenticated {
@@ -59,4 +64,27 @@ fn error_answer(status: StatusCode, reason: &str) -> Answer {
     // Whoever neither upgrades nor goes would keep a place.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     answer
+}
+
+impl Router {
+    /// The answer that accepts an upgrade, and what becomes of it.
+    pub(super) fn upgrade(
+        &self,
+        request: &mut Request<Incoming>,
+        asked: &Asked,
+        max_message: usize,
+    ) -> Result<(Answer, HyperWebsocket), ()> {
+        let config = websocket::receive_config(max_message);
+        let (mut answer, upgrade) =
+            hyper_tungstenite::upgrade(request, Some(config)).map_err(|_| ())?;
+        let selected = self
+            .subprotocol(asked)
+            .and_then(|selected| HeaderValue::from_str(selected).ok());
+        if let Some(selected) = selected {
+            answer
+                .headers_mut()
+                .insert(SEC_WEBSOCKET_PROTOCOL, selected);
+        }
+        Ok((answer, upgrade))
+    }
 }

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hyper::HeaderMap;
 use hyper::header::{SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL};
-use hyper::http::request::Parts;
+use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
 use crate::config::Route;
@@ -24,20 +23,18 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn new(parts: &Parts, encoded: BTreeMap<String, String>) -> Self {
+    pub(super) fn new(uri: &Uri, headers: &HeaderMap, encoded: BTreeMap<String, String>) -> Self {
         let mut query = BTreeMap::new();
-        for (name, value) in
-            form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes())
-        {
+        for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             query
                 .entry(name.into_owned())
                 .or_insert_with(|| value.into_owned());
         }
-        let last_event_id = parts.headers.get("last-event-id");
+        let last_event_id = headers.get("last-event-id");
         Self {
             encoded,
             query,
-            offered: offered(&parts.headers),
+            offered: offered(headers),
             last_event_id: last_event_id
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned),

@@ -13,8 +13,8 @@ use crate::config::{Client, Config, DrainMode, Keepalive, Message, OnError, Rout
 use crate::hub::Hub;
 use crate::hub::chunk::FormatId;
 use crate::metrics::{
-    BYTES_SENT, CLIENT_MESSAGES, CLOSES, CURSORS_MALFORMED, DELIVERY_LATENCY, FRAMES_SENT, Metrics,
-    RESYNCS, SESSION_LAG, SESSIONS, SNAPSHOT_CURSORS_IGNORED,
+    BYTES_SENT, CLIENT_MESSAGES, CLOSES, CURSORS_MALFORMED, DELIVERY_LATENCY, ENTRIES_CONFLATED,
+    FRAMES_SENT, Metrics, RESYNCS, SESSION_LAG, SESSIONS, SNAPSHOT_CURSORS_IGNORED, TOKEN_RENEWALS,
 };
 use crate::protocol::encoder::Encoder;
 use crate::protocol::{ClientMessage, LossReason};
@@ -47,7 +47,7 @@ impl ServedRoute {
         metrics: &Metrics,
     ) -> Self {
         let route = &config.routes[index];
-        let format = hub.format(&route.message.format, route.streams.len());
+        let format = hub.formats().find(route);
         let format = format
             .expect("the hub has the formats of all routes of the config that it was started with");
         Self {
@@ -116,8 +116,8 @@ impl ServedRoute {
         &self.route().message
     }
 
-    pub(super) fn slow(&self) -> Slow {
-        self.route().slow
+    pub(super) fn slow(&self) -> &Slow {
+        &self.route().slow
     }
 
     pub(super) fn keepalive(&self) -> Keepalive {
@@ -131,6 +131,11 @@ impl ServedRoute {
     /// What a client may send, in bytes.
     pub fn max_client_message(&self) -> usize {
         self.config.client.max_message
+    }
+
+    /// How often a client may send something, in a second.
+    pub fn max_client_messages(&self) -> u32 {
+        self.config.client.max_messages_per_second
     }
 
     /// How long the kernel may take no byte before the connection is reset.
@@ -174,6 +179,7 @@ pub struct Meters {
     bytes: Counter,
     latency: Histogram,
     lag: Histogram,
+    conflated: Counter,
 }
 
 impl Meters {
@@ -184,6 +190,7 @@ impl Meters {
             bytes: metrics.counter(&BYTES_SENT, &[route]),
             latency: metrics.histogram(&DELIVERY_LATENCY, &[route]),
             lag: metrics.histogram(&SESSION_LAG, &[route]),
+            conflated: metrics.counter(&ENTRIES_CONFLATED, &[route]),
             route: route.to_owned(),
             metrics: metrics.clone(),
         }
@@ -231,7 +238,19 @@ impl Meters {
             .increment(1);
     }
 
-    pub(super) fn note_client_message(&self, message: ClientMessage) {
+    /// A client has brought a fresh token, which was accepted or not.
+    pub fn note_renewal(&self, accepted: bool) {
+        let outcome = if accepted { "accepted" } else { "refused" };
+        self.metrics
+            .counter(&TOKEN_RENEWALS, &[&self.route, outcome])
+            .increment(1);
+    }
+
+    pub(super) fn note_conflated(&self, entries: usize) {
+        self.conflated.increment(entries as u64);
+    }
+
+    pub(super) fn note_client_message(&self, message: &ClientMessage) {
         self.metrics
             .counter(&CLIENT_MESSAGES, &[&self.route, message.as_str()])
             .increment(1);

@@ -21,12 +21,22 @@ pub(super) struct Tracked {
     pub(super) target: EntryId,
     /// Entries that the feed had published when it was last asked.
     pub(super) published: u64,
-    /// The same, when the session was last caught up.
-    pub(super) caught_up_at: u64,
+    /// How many of these are behind the session; the others it has before it.
+    pub(super) dealt_with: u64,
     /// The backlog said that nothing follows, and the feed has not changed since the question.
     pub(super) nothing_follows: bool,
     /// The feed has changed since the backlog was asked.
     pub(super) changed: bool,
+}
+
+/// What a session's lag means for it.
+enum Lag {
+    /// Nothing.
+    Bearable,
+    /// It is sent the newest entry of each key only.
+    Conflated,
+    /// It does not go on like this: it was closed, or resyncs.
+    Ended,
 }
 
 impl Session {
@@ -55,7 +65,7 @@ impl Session {
             }
             After::CaughtUp { epoch, published } => {
                 stream.position.basis = Basis::Proven(epoch);
-                (stream.published, stream.caught_up_at) = (published, published);
+                (stream.published, stream.dealt_with) = (published, published);
                 false
             }
             After::Entries {
@@ -64,8 +74,10 @@ impl Session {
                 published,
             } => {
                 stream.published = published;
-                if !self.lags_too_much(index) {
-                    self.send(index, &slices, epoch);
+                match self.look_at_lag(index) {
+                    Lag::Bearable => self.send(index, &slices, epoch),
+                    Lag::Conflated => self.send_newest_of_ring(index),
+                    Lag::Ended => {}
                 }
                 true
             }
@@ -74,8 +86,9 @@ impl Session {
                 if self.work.is_some() || stream.nothing_follows {
                     return false;
                 }
-                if !self.lags_too_much(index) {
-                    self.ask_backlog(index, epoch);
+                match self.look_at_lag(index) {
+                    Lag::Bearable | Lag::Conflated => self.ask_backlog(index, epoch),
+                    Lag::Ended => {}
                 }
                 true
             }
@@ -91,10 +104,8 @@ impl Session {
             self.note_latency(slices);
         }
         let batch = self.batch(index, slices);
-        self.streams[index].position = Position {
-            id: last,
-            basis: Basis::Proven(epoch),
-        };
+        let entries = slices.iter().map(|slice| slice.entries().len()).sum();
+        self.streams[index].pass(last, epoch, entries);
         if batch.count > 0 {
             self.outbox.push_back(Output::Messages(batch));
         }
@@ -129,7 +140,7 @@ impl Session {
     }
 
     /// Of the batch's oldest entry, the one that has waited longest.
-    fn note_latency(&self, slices: &[Slice]) {
+    pub(super) fn note_latency(&self, slices: &[Slice]) {
         const PLAUSIBLE_MS: u64 = 3_600_000;
         let Some(oldest) = slices.first().and_then(|slice| slice.entries().first()) else {
             return;
@@ -142,23 +153,23 @@ impl Session {
         }
     }
 
-    /// Applies the route's bound on lag. Whether the session is past it.
-    fn lags_too_much(&mut self, index: usize) -> bool {
+    /// Applies the route's bound on lag.
+    fn look_at_lag(&mut self, index: usize) -> Lag {
         if !self.live {
-            return false;
+            return Lag::Bearable;
         }
-        let stream = &self.streams[index];
-        let lag = stream.published.saturating_sub(stream.caught_up_at);
+        let lag = self.streams[index].lag();
         self.route.meters().note_lag(lag);
-        let slow = self.route.slow();
-        if slow.max_lag.is_none_or(|most| lag <= most) {
-            return false;
+        let route = self.route.clone();
+        if route.slow().max_lag.is_none_or(|most| lag <= most) {
+            return Lag::Bearable;
         }
-        match slow.then {
+        match route.slow().then {
             WhenLagging::Close => self.close(Refusal::new(Outcome::TooSlow, "too_slow")),
             WhenLagging::Resync => self.lose(index, LossReason::Lagged),
+            WhenLagging::Conflate(_) => return Lag::Conflated,
         }
-        true
+        Lag::Ended
     }
 
     fn ask_backlog(&mut self, index: usize, epoch: Epoch) {
@@ -195,7 +206,10 @@ impl Session {
         match answer {
             Ok(Page::Entries(page)) => {
                 let slices: Vec<Slice> = page.slice(stream.position.id).into_iter().collect();
-                self.send(index, &slices, epoch);
+                match self.is_conflating(index) {
+                    true => self.send_newest(index, &slices, epoch),
+                    false => self.send(index, &slices, epoch),
+                }
             }
             Ok(Page::Nothing { at }) => {
                 stream.position = Position {
@@ -230,7 +244,7 @@ impl Session {
         self.resyncs.in_a_row = 0;
         for stream in &mut self.streams {
             // Replaying is not lagging: lag counts from here on.
-            stream.caught_up_at = stream.published;
+            stream.dealt_with = stream.published;
         }
         let cursor = self.cursor();
         self.tell(&ControlFrame::Live { cursor: &cursor });
@@ -249,10 +263,25 @@ impl Tracked {
             },
             target,
             published: 0,
-            caught_up_at: 0,
+            dealt_with: 0,
             nothing_follows: false,
             changed: false,
         }
+    }
+
+    /// Moves the position behind so many entries, of which this is the last.
+    pub(super) fn pass(&mut self, last: EntryId, epoch: Epoch, entries: usize) {
+        self.position = Position {
+            id: last,
+            basis: Basis::Proven(epoch),
+        };
+        // A page may be ahead of the feed.
+        self.dealt_with = (self.dealt_with + entries as u64).min(self.published);
+    }
+
+    /// Entries that the session has before it, as far as the feed knows.
+    pub(super) fn lag(&self) -> u64 {
+        self.published.saturating_sub(self.dealt_with)
     }
 
     /// Continuity is proven up to the position, in the feed's epoch of now.

@@ -48,18 +48,26 @@ impl Timers {
         let mut timers = Self {
             ping_at: now + keepalive.ping,
             alive_at: now,
-            // A token that is shorter than that needs no warning at the first moment.
-            expiring_at: expires_at
-                .and_then(|at| at.checked_sub(EXPIRING_AHEAD))
-                .filter(|at| *at > now),
-            expires_at,
+            expiring_at: None,
+            expires_at: None,
             max_age_at: max_age.map(|age| now + age),
             keepalive,
             alarm: Box::pin(sleep_until(now)),
             is_set_aside: false,
         };
-        timers.set_alarm();
+        timers.expire_at(expires_at);
         timers
+    }
+
+    /// There is another token, which ends then.
+    pub(super) fn expire_at(&mut self, at: Option<Instant>) {
+        let now = Instant::now();
+        self.expires_at = at;
+        // A token that is shorter than that needs no warning at the first moment.
+        self.expiring_at = at
+            .and_then(|at| at.checked_sub(EXPIRING_AHEAD))
+            .filter(|at| *at > now);
+        self.set_alarm();
     }
 
     /// Any byte, taken or received, counts.

@@ -1,26 +1,22 @@
 //! One question to the API, with its retries.
 
 use std::error::Error;
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::body::{Body, Incoming};
+use http_body_util::Empty;
+use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{self, Client};
+use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
-use tracing::info;
 
 use super::{Callback, SnapshotError};
 use crate::config::{self, FormatKind};
+use crate::outbound::{BodyError, Client, causes, connector, read_body, tls};
 
 /// Shorter than the time after which common servers close an idle connection (5 s): a request
 /// sent into a connection that is being closed is lost.
@@ -31,7 +27,7 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The API, as one route asks it.
 pub(super) struct Api {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: Client,
     method: Method,
     timeout: Duration,
     backoff: ExponentialBuilder,
@@ -145,29 +141,12 @@ impl Api {
         }
     }
 
-    /// Reads the body, and not a byte more than it may have: dropped unread, it takes its
-    /// connection with it.
     async fn read(&self, response: Response<Incoming>) -> Result<Bytes, SnapshotError> {
-        let mut body = response.into_body();
-        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if announced > self.max_bytes {
-            return Err(SnapshotError::TooLarge);
-        }
-        let mut bytes = Vec::with_capacity(announced);
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| SnapshotError::Unreachable(causes(&error)))?;
-            // Trailers say nothing that is needed.
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            if data.len() > self.max_bytes - bytes.len() {
-                return Err(SnapshotError::TooLarge);
-            }
-            bytes.extend_from_slice(&data);
-        }
-        // A body may be kept for long, and what it grew by beyond its end with it.
-        bytes.shrink_to_fit();
-        Ok(bytes.into())
+        let body = read_body(response.into_body(), self.max_bytes).await;
+        body.map_err(|error| match error {
+            BodyError::TooLarge => SnapshotError::TooLarge,
+            BodyError::Lost(error) => SnapshotError::Unreachable(causes(&error)),
+        })
     }
 }
 
@@ -202,48 +181,14 @@ fn unsuccessful(status: StatusCode) -> Failure {
     }
 }
 
-/// An error with all that it was caused by: `hyper`'s own texts say little.
-fn causes(error: &dyn Error) -> Arc<str> {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text.into()
-}
-
 /// The tasks of its connections are the pool's: they end when idle, or with the pool.
-fn client(snapshot: &config::Snapshot) -> Client<HttpsConnector<HttpConnector>, Empty<Bytes>> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
+fn client(snapshot: &config::Snapshot) -> Client {
     // Half a try, so that an address that does not answer is a connect error, and retried,
     // rather than a try that has run out of time.
-    tcp.set_connect_timeout(Some(snapshot.timeout / 2));
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(TLS.clone())
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
-    Client::builder(TokioExecutor::new())
+    let connector = connector(tls(), snapshot.timeout / 2);
+    legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(snapshot.max_in_flight)
         .build(connector)
 }
-
-/// With the system's root certificates, which are read once for all routes.
-static TLS: LazyLock<ClientConfig> = LazyLock::new(|| {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider supports the versions that rustls takes for safe");
-    let rooted = builder.clone().with_native_roots().unwrap_or_else(|error| {
-        // An image without certificates is fine for an API that is asked over http.
-        info!(%error, "no root certificates: snapshot callbacks over https will fail");
-        builder.with_root_certificates(RootCertStore::empty())
-    });
-    rooted.with_no_client_auth()
-});

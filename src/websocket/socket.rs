@@ -1,4 +1,4 @@
-//! The socket itself: the only place that knows how bytes reach the kernel.
+//! The socket itself: which bytes go out in which order, and what comes in.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -8,36 +8,39 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use hyper_tungstenite::HyperWebsocket;
-use hyper_tungstenite::tungstenite::error::Error as WsError;
+use hyper_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use hyper_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use hyper_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use hyper_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use hyper_tungstenite::tungstenite::{Message, Utf8Bytes};
-use hyper_util::rt::TokioIo;
-use socket2::SockRef;
-use tokio::net::TcpStream;
-use tracing::debug;
+
+use super::transport::Transport;
 
 /// A client's connection after the upgrade.
 pub struct Socket {
-    tcp: TcpStream,
+    transport: Transport,
     protocol: WebSocketContext,
     unsent: VecDeque<Bytes>,
     /// The first of `unsent` has been sent in part: nothing else may come between.
     within_message: bool,
     /// tungstenite has an answer that the kernel did not take yet.
     owes_answer: bool,
-    sent_bytes: usize,
+    /// There may be bytes that the kernel does not have any more.
     has_early_bytes: bool,
+    /// Bytes of a message that is not complete, control frames among it apart.
+    unfinished: usize,
+    max_unfinished: usize,
 }
 
 /// Bytes taken from one client before others have their turn: empty fragments without end would
 /// otherwise keep a worker for themselves.
 const RECEIVE_BUDGET: usize = 64 * 1024;
 
-/// Several small parts are sent as one: a writev of many small pieces costs a third of the
-/// throughput of a copy into one buffer (0.69 against 0.96 of the floor at saturation).
-const SCRATCH: usize = 64 * 1024;
+/// A message may take so many times its size in bytes on the wire: whole, or in parts of one byte
+/// each with its head. Empty parts without end are more than that.
+const MAX_OVERHEAD: usize = 8;
+/// Of a masked control frame.
+const CONTROL_HEAD: usize = 6;
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -47,20 +50,19 @@ impl Socket {
     /// Waits for the upgrade, and takes the TCP connection out of it. `None` if the client left.
     pub async fn upgraded(upgrade: HyperWebsocket, config: WebSocketConfig) -> Option<Self> {
         let stream = upgrade.await.ok()?;
-        let upgraded = stream.into_inner().into_inner();
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
-            debug!("an upgraded connection is no TCP connection");
-            return None;
-        };
-        let early = parts.read_buf.to_vec();
+        let (transport, early) = Transport::of(stream.into_inner().into_inner())?;
+        let max_message = config.max_message_size.unwrap_or(usize::MAX);
         Some(Self {
-            has_early_bytes: !early.is_empty(),
-            tcp: parts.io.into_inner(),
+            unfinished: 0,
+            max_unfinished: max_message
+                .saturating_mul(MAX_OVERHEAD)
+                .saturating_add(config.read_buffer_size),
+            has_early_bytes: !early.is_empty() || transport.may_hold_input(),
+            transport,
             protocol: WebSocketContext::from_partially_read(early, Role::Server, Some(config)),
             unsent: VecDeque::new(),
             within_message: false,
             owes_answer: false,
-            sent_bytes: 0,
         })
     }
 
@@ -71,22 +73,26 @@ impl Socket {
             // Only when there is something: tungstenite clears its buffer at each attempt. What
             // came with the handshake is there already.
             if !std::mem::take(&mut self.has_early_bytes) {
-                let readable = ready!(self.tcp.poll_read_ready(cx));
+                let readable = ready!(self.transport.poll_read_ready(cx));
                 if let Err(error) = readable {
                     return Poll::Ready(Err(error.into()));
                 }
             }
             let mut edge = Edge {
-                tcp: &self.tcp,
+                transport: &mut self.transport,
                 may_write: !self.within_message,
                 refused: false,
                 budget,
             };
             let read = self.protocol.read(&mut edge);
             self.owes_answer |= edge.refused;
+            self.unfinished += budget - edge.budget;
             budget = edge.budget;
             match read {
                 Err(WsError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.unfinished > self.max_unfinished {
+                        return Poll::Ready(Err(self.too_long()));
+                    }
                     if budget == 0 {
                         // There may be more, but others have their turn first.
                         cx.waker().wake_by_ref();
@@ -95,6 +101,7 @@ impl Socket {
                     // The readiness is used up: the next look at it waits.
                 }
                 Ok(message) => {
+                    self.note_received(&message);
                     // Also an answer that this message asks for.
                     self.owes_answer |= matches!(message, Message::Ping(_) | Message::Close(_));
                     return Poll::Ready(Ok(message));
@@ -102,6 +109,23 @@ impl Socket {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+    }
+
+    /// What comes after a message is read ahead with it, and is forgiven.
+    fn note_received(&mut self, message: &Message) {
+        self.unfinished = match message {
+            Message::Ping(payload) | Message::Pong(payload) => {
+                self.unfinished.saturating_sub(CONTROL_HEAD + payload.len())
+            }
+            Message::Text(_) | Message::Binary(_) | Message::Close(_) | Message::Frame(_) => 0,
+        };
+    }
+
+    fn too_long(&self) -> WsError {
+        WsError::Capacity(CapacityError::MessageTooLong {
+            size: self.unfinished,
+            max_size: self.max_unfinished,
+        })
     }
 
     /// Puts whole messages behind what is unsent.
@@ -121,12 +145,12 @@ impl Socket {
 
     /// Whether something waits for the kernel.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.unsent.is_empty() || self.owes_answer
+        !self.unsent.is_empty() || self.owes_answer || self.transport.has_unflushed()
     }
 
     /// Bytes that the kernel took since the last call.
     pub(super) fn take_sent_bytes(&mut self) -> usize {
-        std::mem::take(&mut self.sent_bytes)
+        self.transport.take_sent_bytes()
     }
 
     /// Sends what is unsent; ready when the kernel has all of it.
@@ -134,13 +158,16 @@ impl Socket {
         loop {
             let step = match self.owes_answer && !self.within_message {
                 true => self.try_answer(),
-                false if self.unsent.is_empty() => return Poll::Ready(Ok(())),
+                false if self.unsent.is_empty() => match self.transport.has_unflushed() {
+                    true => self.transport.try_flush(),
+                    false => return Poll::Ready(Ok(())),
+                },
                 false => self.try_send(),
             };
             match step {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.tcp.poll_write_ready(cx))?;
+                    ready!(self.transport.poll_write_ready(cx))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -149,22 +176,22 @@ impl Socket {
 
     /// One attempt, straight from shared bytes where there is one part.
     fn try_send(&mut self) -> io::Result<()> {
+        let (portion, transport) = (self.transport.portion(), &mut self.transport);
         let sent = match (self.unsent.len(), self.unsent.front()) {
-            (1, Some(first)) => self.tcp.try_write(first)?,
-            (_, Some(first)) if first.len() >= SCRATCH => self.tcp.try_write(first)?,
+            (1, Some(first)) => transport.try_write(first)?,
+            (_, Some(first)) if first.len() >= portion => transport.try_write(first)?,
             _ => SCRATCH_BUFFER.with_borrow_mut(|scratch| {
                 scratch.clear();
                 for part in &self.unsent {
-                    let room = SCRATCH - scratch.len();
+                    let room = portion - scratch.len();
                     scratch.extend_from_slice(&part[..part.len().min(room)]);
-                    if scratch.len() == SCRATCH {
+                    if scratch.len() == portion {
                         break;
                     }
                 }
-                self.tcp.try_write(scratch)
+                transport.try_write(scratch)
             })?,
         };
-        self.sent_bytes += sent;
         self.drop_sent(sent);
         Ok(())
     }
@@ -186,7 +213,7 @@ impl Socket {
     /// Lets tungstenite send its answer to a ping or a close.
     fn try_answer(&mut self) -> io::Result<()> {
         let mut edge = Edge {
-            tcp: &self.tcp,
+            transport: &mut self.transport,
             may_write: true,
             refused: false,
             budget: 0,
@@ -204,25 +231,9 @@ impl Socket {
         if poll_fn(|cx| self.poll_send(cx)).await.is_err() {
             return;
         }
-        if SockRef::from(&self.tcp)
-            .shutdown(std::net::Shutdown::Write)
-            .is_err()
-        {
-            return;
-        }
-        // Closing with bytes unread would be a reset, and could overtake what was sent.
-        let mut ignored = [0; 1024];
-        loop {
-            match self.tcp.try_read(&mut ignored) {
-                Ok(0) => return,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.tcp.readable().await.is_err() {
-                        return;
-                    }
-                }
-                Err(_) => return,
-            }
+        self.transport.end_writing();
+        if poll_fn(|cx| self.poll_send(cx)).await.is_ok() {
+            self.transport.part().await;
         }
     }
 
@@ -237,17 +248,22 @@ impl Socket {
         self.finish().await;
     }
 
+    /// Ready when the peer is gone while nobody receives. What it sends meanwhile stays where it
+    /// is, and hides its leaving.
+    pub async fn gone(&self) {
+        self.transport.gone().await;
+    }
+
     /// Drops the connection at once, with whatever the kernel still holds.
-    pub(super) fn reset(self) {
-        // A peer that is gone already can't be reset, and needs not.
-        let _gone = SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
+    pub fn reset(self) {
+        self.transport.reset();
     }
 }
 
-/// The TCP connection as tungstenite sees it. Its answers go out between our messages, never
+/// The connection as tungstenite sees it. Its answers go out between our messages, never
 /// within one.
 struct Edge<'a> {
-    tcp: &'a TcpStream,
+    transport: &'a mut Transport,
     may_write: bool,
     refused: bool,
     /// Bytes that may still be read.
@@ -260,7 +276,7 @@ impl Read for Edge<'_> {
         if most == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let read = self.tcp.try_read(&mut buffer[..most])?;
+        let read = self.transport.try_read(&mut buffer[..most])?;
         self.budget -= read;
         Ok(read)
     }
@@ -269,7 +285,7 @@ impl Read for Edge<'_> {
 impl Write for Edge<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = match self.may_write {
-            true => self.tcp.try_write(bytes),
+            true => self.transport.try_write(bytes),
             false => Err(io::ErrorKind::WouldBlock.into()),
         };
         self.refused |= matches!(&written, Err(error) if error.kind() == io::ErrorKind::WouldBlock);

@@ -7,10 +7,8 @@ use tokio::time::Instant;
 use crate::support::api::{FakeApi, Reply, state};
 use crate::support::client::Client;
 use crate::support::config::Config;
-use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
-use crate::support::wait::eventually;
 use crate::{JOB, KEY};
 
 struct Stage {
@@ -96,11 +94,55 @@ async fn s10_emptied_while_away() {
     let mut client = stage.resume("emptied", &then, "3-0").await;
     let resync = client.expect("resync").await;
     assert_eq!(resync["lost"], "3-0");
-    assert_ne!(resync["reason"], "deleted", "the key is still there");
-    client
-        .expect_snapshot(resync["reason"].as_str().unwrap())
-        .await;
+    assert_eq!(resync["reason"], "trimmed", "the key is still there");
+    client.expect_snapshot("trimmed").await;
     assert_eq!(client.expect_live().await, "10-0");
+    stage
+        .redis
+        .xadd("job:emptied:updates", "11-0", "next")
+        .await;
+    client.expect_event("11-0", "next").await;
+}
+
+#[tokio::test]
+async fn s10_emptied_before_it_was_read() {
+    let stage = stage().await;
+    stage.redis.xadd(KEY, "1-0", "one").await;
+    let mut client = stage.live().await;
+    let lines = [
+        format!("XADD {KEY} 2-0 data lost"),
+        format!("XTRIM {KEY} MAXLEN 0"),
+    ];
+    stage.redis.transaction(&lines).await;
+    assert_eq!(client.expect_fresh_start("trimmed").await, "2-0");
+    stage.redis.xadd(KEY, "3-0", "next").await;
+    client.expect_event("3-0", "next").await;
+}
+
+#[tokio::test]
+async fn s10_flushed() {
+    let (redis, api) = (Redis::start().await, FakeApi::start().await);
+    let config = Config::new(&redis).snapshot_from(&api);
+    // It is noticed by the push that says that everything has changed.
+    let relay = Relay::start(&config.with("[redis]\nsweep = \"1h\"")).await;
+    let mut clients = Vec::new();
+    for job in 0..50 {
+        redis.fill(&format!("job:{job}:updates"), 1, 3, 10).await;
+        let mut client = relay.open(&format!("/ws/jobs/{job}")).await;
+        client.expect_snapshot("connect").await;
+        assert_eq!(client.expect_live().await, "3-0");
+        clients.push(client);
+    }
+    redis.run("FLUSHALL").await;
+    for (job, client) in clients.iter_mut().enumerate() {
+        let resync = client.expect_resync("deleted").await;
+        assert_eq!(resync["lost"], "3-0");
+        client.expect_snapshot("deleted").await;
+        assert_eq!(client.expect_live().await, "0-0");
+        redis.xadd(&format!("job:{job}:updates"), "1-0", "x").await;
+        client.expect_event("1-0", "x").await;
+    }
+    assert_eq!(api.calls().len(), 2 * clients.len());
 }
 
 #[tokio::test]
@@ -226,60 +268,6 @@ async fn s10c_two_updates_between_two_reads_are_told() {
     let mut client = stage.live().await;
     stage.redis.transaction(&burst(2, 3, 1)).await;
     client.expect_fresh_start("trimmed").await;
-}
-
-/// A replica that has all that its primary has.
-async fn replica_of(primary: &Redis) -> Redis {
-    let replica = Redis::start().await;
-    let follow = format!("REPLICAOF 127.0.0.1 {}", primary.port());
-    replica.run(&follow).await;
-    eventually("the replica is in step", async || {
-        let link = replica.info("replication", "master_link_status").await;
-        let length = format!("XLEN {KEY}");
-        let behind = replica.query::<u64>(&length).await < primary.query(&length).await;
-        (link == "up" && !behind).then_some(())
-    })
-    .await;
-    replica
-}
-
-#[tokio::test]
-async fn s10d_a_replica_that_lacks_entries_is_promoted() {
-    let (primary, api) = (Redis::start().await, FakeApi::start().await);
-    primary.fill(KEY, 1, 5, 10).await;
-    let replica = replica_of(&primary).await;
-    let proxy = Proxy::start(primary.address()).await;
-    let relay = Relay::start(&Config::through(&proxy).snapshot_from(&api)).await;
-    let mut had = relay.open(JOB).await;
-    had.expect_snapshot("connect").await;
-    had.expect_live().await;
-    had.ignore("status");
-
-    replica.run("REPLICAOF NO ONE").await;
-    primary.fill(KEY, 6, 7, 10).await;
-    had.expect_events(6, 7).await;
-    proxy.retarget(replica.address());
-    replica.fill(KEY, 8, 9, 10).await;
-    proxy.cut();
-    proxy.restore();
-
-    let resync = had.expect_resync("rolled_back").await;
-    assert_eq!(resync["lost"], "7-0");
-    had.expect_snapshot("rolled_back").await;
-    had.expect_live().await;
-    let calls = api.calls().len();
-    let mut had_not = relay.upgrade(JOB).cursor("5-0").open().await;
-    had_not.ignore("status");
-    had_not.expect_events_around_live(8, 9).await;
-    assert_eq!(api.calls().len(), calls, "it goes on without a snapshot");
-    let mut had_too = relay.upgrade(JOB).cursor("7-0").open().await;
-    had_too.ignore("status");
-    had_too.expect_fresh_start("rolled_back").await;
-
-    replica.xadd(KEY, "10-0", "next").await;
-    had.expect_event("10-0", "next").await;
-    had_not.expect_events_around_live(10, 10).await;
-    had_too.expect_event("10-0", "next").await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::api::{FakeApi, Reply, state};
 use crate::support::config::Config;
@@ -42,6 +42,15 @@ async fn redis_forgets_what_was_not_saved() {
     redis.wipe();
     redis.start_again().await;
     assert_eq!(redis.query::<u64>("XLEN key").await, 0);
+}
+
+#[tokio::test]
+async fn redis_keeps_its_log_when_it_is_stopped() {
+    let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    redis.fill("key", 1, 500, 100).await;
+    redis.stop().await;
+    redis.start_again().await;
+    assert_eq!(redis.query::<u64>("XLEN key").await, 500);
 }
 
 #[tokio::test]
@@ -91,6 +100,26 @@ async fn the_proxy_leads_new_connections_elsewhere() {
     ping(&mut old).await;
     assert_eq!(one.connections().await.len(), 1);
     assert_eq!(other.connections().await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_proxy_hands_over_piece_by_piece() {
+    const SENT: &[u8] = b"as many bytes as four rounds of pieces from one to seven: that is a hundred and twelve, all of them in their order";
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let proxy = Proxy::start(listener.local_addr().unwrap().to_string()).await;
+    proxy.split();
+    let mut sender = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut receiver, _) = listener.accept().await.unwrap();
+    sender.write_all(SENT).await.unwrap();
+    let (mut received, mut reads) = (Vec::new(), 0);
+    while received.len() < SENT.len() {
+        let read = within(SOON, "a piece", receiver.read_buf(&mut received)).await;
+        assert_ne!(read.unwrap(), 0);
+        reads += 1;
+    }
+    assert_eq!(received, SENT);
+    // Pieces join where the machine is busy elsewhere.
+    assert!(reads >= 4, "{reads} reads");
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ async fn s01_late_joiner() {
 
     let mut client = relay.open(JOB).await;
     assert_eq!(client.expect_snapshot("connect").await, state());
+    assert_eq!(client.cursor(), "0-0", "where the history begins");
     for number in 1..=5 {
         let event = client
             .expect_event(&format!("{number}-0"), json!({ "n": number }))
@@ -83,19 +84,25 @@ async fn s03_entries_during_the_snapshot() {
 #[tokio::test]
 async fn s03_nothing_is_sent_before_a_slow_snapshot() {
     let (redis, api) = (Redis::start().await, FakeApi::start().await);
-    let relay = Relay::start(&Config::new(&redis).snapshot_from(&api)).await;
+    let config = Config::new(&redis).snapshot_from(&api);
+    // Two seconds are as long as a callback may take by default.
+    let relay = Relay::start(&config.route("[snapshot]\ntimeout = \"8s\"")).await;
     let mut first = relay.open(JOB).await;
     first.expect_snapshot("connect").await;
     first.expect_live().await;
 
-    api.answer(Reply::json(&json!("late")).delay(Duration::from_secs(1)));
+    api.answer(Reply::json(&json!("late")).delay(Duration::from_secs(2)));
     let (mut second, ()) = tokio::join!(relay.open(JOB), async {
         api.called(2).await;
-        redis.xadd(KEY, "1-0", "during").await;
-        first.expect_event("1-0", "during").await;
+        redis.fill(KEY, 1, 2, 10).await;
+        // The relay has read both, and the callback is still to be answered.
+        first.expect_events(1, 2).await;
     });
     assert_eq!(second.expect_snapshot("connect").await, "late");
-    second.expect_events_around_live(1, 1).await;
+    assert_eq!(second.cursor(), "0-0");
+    second.expect_events_around_live(1, 2).await;
+    redis.fill(KEY, 3, 3, 10).await;
+    second.expect_events_around_live(3, 3).await;
 }
 
 #[tokio::test]
@@ -110,6 +117,8 @@ async fn s04_publish_before_commit() {
     client.expect_snapshot("connect").await;
     client.expect_event(&tail, "not committed yet").await;
     assert_eq!(client.expect_live().await, tail);
+    let next = redis.xadd(KEY, "*", "next").await;
+    client.expect_event(&next, "next").await;
 }
 
 #[tokio::test]
@@ -144,6 +153,26 @@ async fn s05_declared_cursor_of_an_entry_that_came_during_the_call() {
 }
 
 #[tokio::test]
+async fn s05_declared_cursor_that_is_older_than_the_ring() {
+    let (redis, api) = (Redis::start().await, FakeApi::start().await);
+    let config = Config::new(&redis).snapshot_from(&api);
+    let relay = Relay::start(&config.with("[redis]\nring_entries = 16")).await;
+    let mut first = relay.open(JOB).await;
+    first.expect_snapshot("connect").await;
+    first.expect_live().await;
+    for number in 1..=200 {
+        redis.fill(KEY, number, number, 10).await;
+        first.expect_events(number, number).await;
+    }
+    api.answer(Reply::json(&state()).header("relay-cursor", "7-0"));
+    let mut client = relay.open(JOB).await;
+    client.expect_snapshot("connect").await;
+    assert_eq!(client.cursor(), "7-0");
+    client.expect_events(8, 200).await;
+    assert_eq!(client.expect_live().await, "200-0");
+}
+
+#[tokio::test]
 async fn s05_declared_cursor_overrides_history() {
     let (redis, api) = (Redis::start().await, FakeApi::start().await);
     let config = Config::new(&redis).snapshot_from(&api);
@@ -172,6 +201,19 @@ async fn s06_history_is_the_newest() {
 }
 
 #[tokio::test]
+async fn s06_history_that_is_longer_than_the_ring() {
+    let redis = Redis::start().await;
+    let relay = Relay::start(&Config::new(&redis).route("history = { last = 1_000 }")).await;
+    let mut first = relay.open(JOB).await;
+    first.expect_live().await;
+    redis.fill(KEY, 1, 5_000, 10).await;
+    first.expect_events(1, 5_000).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_events(4_001, 5_000).await;
+    assert_eq!(client.expect_live().await, "5000-0");
+}
+
+#[tokio::test]
 async fn s06_history_is_only_for_clients_without_a_cursor() {
     let redis = Redis::start().await;
     let relay = Relay::start(&Config::new(&redis).route(r#"history = "all""#)).await;
@@ -184,10 +226,14 @@ async fn s06_history_is_only_for_clients_without_a_cursor() {
     client.expect_live().await;
 }
 
+/// A deletion is then noticed by the push that it causes, or not at all.
+const NO_SWEEP: &str = "[redis]\nsweep = \"1h\"";
+
 #[tokio::test]
 async fn s07_publisher_deletes_the_stream_at_the_end() {
     let (redis, api) = (Redis::start().await, FakeApi::start().await);
-    let relay = Relay::start(&Config::new(&redis).snapshot_from(&api)).await;
+    let config = Config::new(&redis).snapshot_from(&api).with(NO_SWEEP);
+    let relay = Relay::start(&config).await;
     redis.xadd(KEY, "1-0", "started").await;
     let mut client = relay.open(JOB).await;
     client.expect_snapshot("connect").await;
@@ -213,7 +259,8 @@ async fn s07_publisher_deletes_the_stream_at_the_end() {
 #[tokio::test]
 async fn s07_the_deletion_wins() {
     let (redis, api) = (Redis::start().await, FakeApi::start().await);
-    let relay = Relay::start(&Config::new(&redis).snapshot_from(&api)).await;
+    let config = Config::new(&redis).snapshot_from(&api).with(NO_SWEEP);
+    let relay = Relay::start(&config).await;
     redis.xadd(KEY, "1-0", "started").await;
     let mut client = relay.open(JOB).await;
     client.expect_snapshot("connect").await;

@@ -22,28 +22,6 @@ async fn clients_of(relay: &Relay, count: usize) -> Vec<Client> {
     clients
 }
 
-#[tokio::test]
-async fn s17_connections_are_flat() {
-    let redis = Redis::start().await;
-    let relay = Relay::start(&Config::new(&redis)).await;
-    let first = clients_of(&relay, 100).await;
-    let mut all = clients_of(&relay, 100).await;
-    all.extend(clients_of(&relay, 100).await);
-    all.extend(first);
-    for job in 0..100 {
-        redis.fill(&format!("job:{job}:updates"), 1, 1, 10).await;
-    }
-    for client in &mut all {
-        client.expect_events(1, 1).await;
-    }
-    // One reader and a pool of 8, with room for a connection that is being replaced.
-    let connections = redis.connections().await;
-    assert!(connections.len() <= 10, "{connections:#?}");
-    let unnamed = |line: &&String| !line.contains(" name=relay");
-    let unnamed: Vec<_> = connections.iter().filter(unnamed).collect();
-    assert_eq!(unnamed, Vec::<&String>::new());
-}
-
 /// The time from an XADD to its frame for keys that nobody has read before, in the middle of
 /// twenty tries.
 async fn median_of_new_keys(redis: &Redis, relay: &Relay) -> Duration {
@@ -62,35 +40,7 @@ async fn median_of_new_keys(redis: &Redis, relay: &Relay) -> Duration {
     times[times.len() / 2]
 }
 
-#[tokio::test]
-async fn s18_a_new_key_is_served_at_once_among_many() {
-    let redis = Redis::start().await;
-    let relay = Relay::start(&Config::new(&redis)).await;
-    let _others = clients_of(&relay, 200).await;
-    let median = median_of_new_keys(&redis, &relay).await;
-    assert!(median < Duration::from_millis(100), "{median:?}");
-    relay.metric_reaches("relay_redis_tracking", &[], 1.0).await;
-}
-
 const USER: &str = "[redis]\nusername = \"relay\"\npassword = \"a-password-of-redis\"";
-
-#[tokio::test]
-async fn s18_without_tracking_it_polls() {
-    let redis = Redis::start().await;
-    redis
-        .run("ACL SETUSER relay on >a-password-of-redis ~* +@all -client|tracking")
-        .await;
-    let relay = Relay::start(&Config::new(&redis).with(USER)).await;
-    let _others = clients_of(&relay, 200).await;
-    let median = median_of_new_keys(&redis, &relay).await;
-    assert!(median < Duration::from_millis(100), "{median:?}");
-    relay.metric_reaches("relay_redis_tracking", &[], 0.0).await;
-    let lines = relay.log_lines().into_iter();
-    let said: Vec<String> = lines
-        .filter(|line| line.contains("TRACKING") && line.contains("poll"))
-        .collect();
-    assert_eq!(said.len(), 1, "{said:#?}");
-}
 
 #[tokio::test]
 async fn s18_polling_can_be_asked_for() {
@@ -107,12 +57,19 @@ async fn s19_a_key_of_the_wrong_type() {
     let redis = Redis::start().await;
     let relay = Relay::start(&Config::new(&redis)).await;
     let mut clients = clients_of(&relay, 3).await;
+    let mut beside = relay.open("/ws/jobs/0").await;
+    beside.expect_live().await;
     redis
         .transaction(&["DEL job:0:updates", "SET job:0:updates poison"].map(ToOwned::to_owned))
         .await;
     let mut poisoned = clients.remove(0);
     let reason = poisoned.expect_close(1011).await;
     assert!(!reason.is_empty());
+    assert_eq!(beside.expect_close(1011).await, reason);
+    let labels = [("route", "job"), ("code", "1011")];
+    relay
+        .metric_reaches("relay_closes_total", &labels, 2.0)
+        .await;
     for (job, client) in clients.iter_mut().enumerate() {
         let key = format!("job:{}:updates", job + 1);
         redis.xadd(&key, "1-0", "still there").await;

@@ -174,6 +174,41 @@ async fn s20_stalled_by_the_network() {
     client.expect_silence(Duration::from_millis(300)).await;
 }
 
+/// What was written at once arrives in pieces of one to seven bytes: replies, pushes and commands
+/// between relay and Redis, and handshakes and frames between relay and client.
+#[tokio::test]
+async fn s20_bytes_in_small_pieces() {
+    let redis = Redis::start().await;
+    let (behind, before) = (
+        Proxy::start(redis.address()).await,
+        Proxy::start("127.0.0.1:1").await,
+    );
+    let config = Config::through(&behind).with("[redis]\nsweep = \"1h\"");
+    behind.split();
+    let relay = Relay::start(&config.route("history = \"all\"")).await;
+    before.retarget(relay.address().to_string());
+    before.split();
+    redis.fill(KEY, 1, 20, 10).await;
+    let mut client = relay.upgrade(JOB).through(before.address()).open().await;
+    client.expect_events(1, 20).await;
+    assert_eq!(client.expect_live().await, "20-0");
+    for first in (21..=50).step_by(3) {
+        redis.fill(KEY, first, first + 2, 10).await;
+        client.expect_events(first, first + 2).await;
+    }
+    client.send(r#"{"type":"ping"}"#).await;
+    client.expect("pong").await;
+    let resumed = relay.upgrade(JOB).through(before.address()).cursor("45-0");
+    let mut resumed = resumed.open().await;
+    resumed.expect_events(46, 50).await;
+    assert_eq!(resumed.expect_live().await, "50-0");
+    let metrics = relay.metrics().await;
+    assert!(metrics.value("relay_redis_tracking", &[]) > 0.0);
+    for name in ["relay_redis_reconnects_total", "relay_resyncs_total"] {
+        assert!(metrics.value(name, &[]).abs() < f64::EPSILON, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn s20_cut_by_the_network() {
     let redis = Redis::start().await;
@@ -247,28 +282,6 @@ async fn s20_the_processor_rests_while_redis_is_away() {
 }
 
 #[tokio::test]
-async fn s20_demoted_while_connections_stay_open() {
-    let (old, new) = (Redis::start().await, Redis::start().await);
-    old.fill(KEY, 1, 5, 10).await;
-    new.fill(KEY, 1, 5, 10).await;
-    let proxy = Proxy::start(old.address()).await;
-    let relay = Relay::start(&Config::through(&proxy).with(QUICK)).await;
-    let mut client = relay.open(JOB).await;
-    client.expect_live().await;
-    client.ignore("status");
-
-    proxy.retarget(new.address());
-    // A replica of nobody who answers: it stays as it is, and answers PING for ever.
-    old.run("REPLICAOF 127.0.0.1 1").await;
-    new.fill(KEY, 6, 7, 10).await;
-    client.expect_events(6, 7).await;
-    // The pool has moved, too: a new key is read there.
-    new.fill("job:43:updates", 1, 3, 10).await;
-    let mut other = relay.upgrade("/ws/jobs/43").cursor("1-0").open().await;
-    other.expect_events(2, 3).await;
-}
-
-#[tokio::test]
 async fn s21_redis_never_answers() {
     let redis = Redis::start().await;
     let proxy = Proxy::start(redis.address()).await;
@@ -291,31 +304,66 @@ async fn s21_redis_never_answers() {
     client.expect_event("1-0", "at last").await;
 }
 
+/// The stall begins while a client is in the middle of its backlog, which is asked for page by
+/// page, and another comes back with a cursor that is older than the ring.
 #[tokio::test]
-async fn s21_a_full_tracking_table() {
-    const QUIET: usize = 300;
-    let redis = Redis::start_with(&["--tracking-table-max-keys", "10"]).await;
-    let relay = Relay::start(&Config::new(&redis)).await;
-    let mut clients = Vec::new();
-    for job in 0..QUIET {
-        let mut client = relay.open(&format!("/ws/jobs/{job}")).await;
-        client.expect_live().await;
-        clients.push(client);
-    }
-    // Long enough for a relay that looks at each second to have seen what happens.
-    clients[0].expect_silence(Duration::from_secs(3)).await;
-    let before = redis.reads().await;
-    clients[0].expect_silence(Duration::from_secs(2)).await;
-    let reads = redis.reads().await - before;
-    assert!(reads < 4_000, "{reads} reads in 2 s with no write at all");
+async fn s21_a_stall_in_the_middle_of_a_backlog() {
+    const ENTRIES: u64 = 5_000;
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let config = Config::through(&proxy).with(QUICK);
+    let relay = Relay::start(&config.route("history = \"all\"")).await;
+    redis.fill(KEY, 1, ENTRIES, 1024).await;
+    let mut reading = relay.upgrade(JOB).receive_buffer(4 * 1024).open().await;
+    reading.expect_events(1, 10).await;
 
-    for (job, client) in clients.iter_mut().enumerate().step_by(30) {
-        let start = Instant::now();
-        redis.xadd(&format!("job:{job}:updates"), "1-0", "x").await;
-        client.expect_event("1-0", "x").await;
-        let took = start.elapsed();
-        assert!(took < Duration::from_millis(500), "{took:?}");
+    proxy.stall();
+    let mut next = 11;
+    loop {
+        let frame = reading.frame().await;
+        if frame["type"] == "status" {
+            assert_eq!(frame["state"], "degraded");
+            break;
+        }
+        assert_eq!(frame["id"], format!("{next}-0"));
+        next += 1;
     }
+    assert!(next < ENTRIES, "all was read before the stall");
+    let mut resumed = relay.upgrade(JOB).cursor("1000-0").open().await;
+    resumed.expect_status("degraded").await;
+    readyz_becomes(&relay, 503).await;
+
+    redis.fill(KEY, ENTRIES + 1, ENTRIES + 3, 10).await;
+    proxy.restore();
+    for (client, first) in [(&mut reading, next), (&mut resumed, 1_001)] {
+        client.ignore("status");
+        client.expect_events_around_live(first, ENTRIES + 3).await;
+    }
+    readyz_becomes(&relay, 200).await;
+    let resyncs = relay.metrics().await.value("relay_resyncs_total", &[]);
+    assert!(resyncs.abs() < f64::EPSILON, "{resyncs} resyncs");
+}
+
+#[tokio::test]
+async fn s21_a_stalled_redis_keeps_no_relay_from_ending() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let drain = "[drain]\ndelay = \"0s\"\nwindow = \"200ms\"\ngrace = \"500ms\"";
+    let config = Config::through(&proxy).with(QUICK).with(drain);
+    let mut relay = Relay::start(&config).await;
+    redis.fill(KEY, 1, 3, 10).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_live().await;
+    proxy.stall();
+    // In the middle of an attach, and with a client that waits for entries.
+    let attaching = relay.upgrade("/ws/jobs/43");
+    let (refusal, ()) = tokio::join!(attaching.refused(), async {
+        relay.metric_reaches("relay_connections", &[], 2.0).await;
+        relay.sigterm();
+    });
+    assert_eq!(refusal, Refusal::status(503, "draining"));
+    let status = relay.wait_exit(Duration::from_secs(5)).await;
+    assert_eq!(status.code(), Some(0));
 }
 
 #[tokio::test]

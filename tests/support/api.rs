@@ -120,6 +120,10 @@ impl FakeApi {
         format!("http://{}{path}", self.address)
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// From now on this is the answer.
     pub(crate) fn answer(&self, reply: Reply) {
         self.script().always = reply;

@@ -4,18 +4,19 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
+use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::wait::{DEADLINE, within};
 
 /// It reads only when it is asked for a frame: between that it is a slow client.
 pub(crate) struct Client {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     protocol: Option<String>,
     cursor: Option<String>,
     pings: usize,
@@ -42,11 +43,26 @@ pub(crate) enum Received {
 impl Client {
     /// On a stream that has been upgraded, with the bytes that came after its head.
     pub(crate) async fn new(stream: TcpStream, read: Vec<u8>, protocol: Option<String>) -> Self {
-        let config = WebSocketConfig::default()
+        let stream = MaybeTlsStream::Plain(stream);
+        let config = Some(Self::config());
+        let socket = WebSocketStream::from_partially_read(stream, read, Role::Client, config);
+        Self::of(socket.await, protocol)
+    }
+
+    /// It takes messages of any size.
+    pub(crate) fn config() -> WebSocketConfig {
+        WebSocketConfig::default()
             .max_message_size(None)
-            .max_frame_size(None);
-        let socket =
-            WebSocketStream::from_partially_read(stream, read, Role::Client, Some(config)).await;
+            .max_frame_size(None)
+            // A test has thousands of clients.
+            .read_buffer_size(8 * 1024)
+    }
+
+    /// On a socket that is there.
+    pub(crate) fn of(
+        socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+        protocol: Option<String>,
+    ) -> Self {
         Self {
             socket,
             protocol,
@@ -75,6 +91,15 @@ impl Client {
     /// How many of its own pings have been answered so far.
     pub(crate) fn pongs(&self) -> usize {
         self.pongs
+    }
+
+    /// From now on its kernel takes this much, when it was little before.
+    pub(crate) fn widen(&self, bytes: usize) {
+        let MaybeTlsStream::Plain(tcp) = self.socket.get_ref() else {
+            panic!("only plain connections are widened");
+        };
+        let socket = SockRef::from(tcp);
+        socket.set_recv_buffer_size(bytes).expect("a size");
     }
 
     /// The next message, whenever it comes.
@@ -168,6 +193,15 @@ impl Client {
         }
     }
 
+    /// The same for thousands of entries: by the head of each frame alone, which is not parsed.
+    pub(crate) async fn expect_many_events(&mut self, first: u64, last: u64) {
+        for number in first..=last {
+            let text = self.text().await;
+            let head = format!(r#"{{"type":"event","cursor":"{number}-0","#);
+            assert!(text.starts_with(&head), "{number}-0 expected, got {text}");
+        }
+    }
+
     /// The same where `live` may come between them: the position noted at the attach may be
     /// older than these entries.
     pub(crate) async fn expect_events_around_live(&mut self, first: u64, last: u64) {
@@ -252,10 +286,21 @@ impl Client {
             .await;
     }
 
+    /// Sends a pong that nobody has asked for.
+    pub(crate) async fn send_pong(&mut self) {
+        self.send_message(Message::Pong("here I am".into())).await;
+    }
+
     /// Sends a part of a text message that may never end.
     pub(crate) async fn send_fragment(&mut self, text: &'static str, is_first: bool) {
         let opcode = if is_first { Data::Text } else { Data::Continue };
         let fragment = Frame::message(text, OpCode::Data(opcode), false);
+        self.send_message(Message::Frame(fragment)).await;
+    }
+
+    /// Sends the end of a message in parts.
+    pub(crate) async fn send_last_fragment(&mut self, text: &'static str) {
+        let fragment = Frame::message(text, OpCode::Data(Data::Continue), true);
         self.send_message(Message::Frame(fragment)).await;
     }
 

@@ -1,5 +1,6 @@
 //! A TCP proxy that can fail in the ways that networks do.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ struct Behaviour {
     /// if the link is up again before anybody has looked.
     cuts: usize,
     delay: Duration,
+    pace: Pace,
     /// Connections that carry nothing for this long are cut.
     idle: Option<Duration>,
 }
@@ -27,6 +29,18 @@ enum Link {
     Cut,
     Stalled,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// What was read is written at once.
+    Whole,
+    Pieces,
+}
+
+/// Writes in pieces are of these lengths in turn: no length of a message is a multiple of all.
+const PIECES: [usize; 7] = [1, 2, 3, 4, 5, 6, 7];
+/// Long enough for the other side to read what it has.
+const BETWEEN_PIECES: Duration = Duration::from_millis(1);
 
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -46,6 +60,7 @@ impl Proxy {
             link: Link::Up,
             cuts: 0,
             delay: Duration::ZERO,
+            pace: Pace::Whole,
             idle: None,
         };
         let (behaviour, watched) = watch::channel(behaviour);
@@ -93,6 +108,11 @@ impl Proxy {
     /// Holds every piece back for this long.
     pub(crate) fn delay(&self, delay: Duration) {
         self.behaviour.send_modify(|b| b.delay = delay);
+    }
+
+    /// Hands everything over in pieces of one to seven bytes, with a pause after each.
+    pub(crate) fn split(&self) {
+        self.behaviour.send_modify(|b| b.pace = Pace::Pieces);
     }
 
     /// Cuts connections that carry nothing for this long.
@@ -150,7 +170,10 @@ async fn forward(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        let delay = behaviour.borrow().delay;
+        let (delay, pace) = {
+            let behaviour = behaviour.borrow();
+            (behaviour.delay, behaviour.pace)
+        };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -158,12 +181,28 @@ async fn forward(
             .wait_for(|b| b.link != Link::Stalled)
             .await
             .is_err()
-            || to.write_all(&buffer[..length]).await.is_err()
+            || hand_over(&buffer[..length], pace, &mut to).await.is_err()
         {
             return;
         }
         alive.send_replace(());
     }
+}
+
+async fn hand_over(mut bytes: &[u8], pace: Pace, to: &mut OwnedWriteHalf) -> io::Result<()> {
+    if pace == Pace::Whole {
+        return to.write_all(bytes).await;
+    }
+    for length in PIECES.iter().cycle() {
+        let (piece, rest) = bytes.split_at(bytes.len().min(*length));
+        to.write_all(piece).await?;
+        if rest.is_empty() {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_PIECES).await;
+        bytes = rest;
+    }
+    Ok(())
 }
 
 /// Ends when nothing has passed for as long as the proxy allows.

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::process::Process;
-use super::wait::eventually;
+use super::wait::{DEADLINE, eventually};
 
 /// By this name the test's own connection is told from the relay's.
 const OWN_NAME: &str = "scenario";
@@ -75,6 +75,13 @@ impl Redis {
     /// Ends the server at once. What `SAVE` has written is still there.
     pub(crate) fn kill(&mut self) {
         self.server.kill();
+        self.connection = OnceCell::new();
+    }
+
+    /// Ends the server as an operator does: what it keeps on disk is written.
+    pub(crate) async fn stop(&mut self) {
+        self.server.signal(Signal::TERM);
+        self.server.wait_exit(DEADLINE).await;
         self.connection = OnceCell::new();
     }
 
@@ -154,11 +161,23 @@ impl Redis {
     /// Adds the entries `first-0` to `last-0`, the data of each being its number and a filling
     /// up to this size.
     pub(crate) async fn fill(&self, key: &str, first: u64, last: u64, size: usize) {
+        self.fill_with(key, first, last, |number| filled(number, size))
+            .await;
+    }
+
+    /// Adds the entries `first-0` to `last-0`, with this data.
+    pub(crate) async fn fill_with(
+        &self,
+        key: &str,
+        first: u64,
+        last: u64,
+        data: impl Fn(u64) -> String,
+    ) {
         let numbers: Vec<u64> = (first..=last).collect();
         for chunk in numbers.chunks(PIPELINE) {
             let mut pipeline = ::redis::pipe();
             for number in chunk {
-                let data = filled(*number, size);
+                let data = data(*number);
                 pipeline
                     .cmd("XADD")
                     .arg(key)
@@ -189,6 +208,13 @@ impl Redis {
         const READS: [&str; 5] = ["xread", "xrange", "xrevrange", "xinfo|stream", "xlen"];
         let commands = self.commands().await;
         READS.iter().filter_map(|name| commands.get(*name)).sum()
+    }
+
+    /// How many commands there have been, apart from such that ask for this number.
+    pub(crate) async fn calls(&self) -> u64 {
+        let commands = self.commands().await;
+        let others = commands.iter().filter(|(name, _)| *name != "info");
+        others.map(|(_, calls)| calls).sum()
     }
 
     /// One field of INFO.
@@ -280,7 +306,7 @@ fn spawn(dir: &TempDir, port: u16, arguments: &[String]) -> Process {
     )
 }
 
-fn server_binary() -> OsString {
+pub(crate) fn server_binary() -> OsString {
     if let Some(binary) = std::env::var_os("REDIS_SERVER") {
         return binary;
     }

@@ -86,7 +86,8 @@ impl RsaKey {
     }
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+/// DER as PEM.
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut lines: Vec<&str> = Vec::new();
     let mut rest = text.as_str();

@@ -2,13 +2,15 @@
 //! relay answers.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error};
+use tokio_tungstenite::{Connector, client_async_tls_with_config};
 
 use super::client::{Client, Received};
 use super::http::{Response, read_body, read_head};
@@ -27,6 +29,7 @@ pub(crate) struct Upgrade {
     protocols: Vec<String>,
     token: Option<String>,
     receive_buffer: Option<usize>,
+    from: Option<IpAddr>,
 }
 
 /// How the relay has answered.
@@ -82,6 +85,7 @@ impl Upgrade {
             protocols: Vec::new(),
             token: Some(token("alice")),
             receive_buffer: None,
+            from: None,
         }
     }
 
@@ -125,6 +129,12 @@ impl Upgrade {
     /// A client whose kernel takes little: what it does not read stays with the relay.
     pub(crate) fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// From another address of this machine, such as 127.0.0.2.
+    pub(crate) fn from(mut self, address: &str) -> Self {
+        self.from = Some(address.parse().expect("an address"));
         self
     }
 
@@ -180,12 +190,33 @@ impl Upgrade {
         Answer::Upgraded(Box::new(client))
     }
 
+    /// A client over TLS, by a library all the way; or why there is none.
+    pub(crate) async fn open_tls(self, trust: Connector) -> Result<Client, Error> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(&self.query);
+        let (port, path, query) = (self.address.port(), &self.path, query.finish());
+        let uri = format!("wss://localhost:{port}{path}?{query}");
+        let mut request = ClientRequestBuilder::new(uri.parse().expect("an address"));
+        if let Some(token) = &self.token {
+            request = request.with_header("authorization", format!("Bearer {token}"));
+        }
+        let stream = self.connect().await;
+        let config = Some(Client::config());
+        let opening = client_async_tls_with_config(request, stream, config, Some(trust));
+        let (socket, _) = within(DEADLINE, "a handshake over TLS", opening).await?;
+        Ok(Client::of(socket, None))
+    }
+
     async fn connect(&self) -> TcpStream {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_nonblocking(true).expect("a socket of tokio's");
         socket.set_tcp_nodelay(true).expect("a TCP socket");
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes).expect("a size");
+        }
+        if let Some(address) = self.from {
+            let bound = socket.bind(&SocketAddr::new(address, 0).into());
+            bound.expect("an address of this machine");
         }
         let socket = TcpSocket::from_std_stream(socket.into());
         let stream = socket.connect(self.address).await;

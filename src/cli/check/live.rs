@@ -5,8 +5,10 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::Uri;
+use relay::auth::Authority;
 use relay::config::template::{Unusable, Values};
 use relay::config::{Config, Redis, Wake};
+use relay::metrics::Metrics;
 use relay::store::live::{Live, Retention, address, commands, is_refusal};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -39,7 +41,32 @@ pub(super) async fn check(
         }
         Err(error) => report.fail(&format!("redis: no connection to {address}: {error}"))?,
     }
+    jwks(config, report).await?;
     callbacks(config, report).await
+}
+
+async fn jwks(config: &Config, report: &mut Report) -> io::Result<()> {
+    let authority = Authority::new(config, &Metrics::new());
+    for fetched in authority.fetch_jwks().await {
+        let place = format!(
+            "jwks: [[auth.key]] {} from {}",
+            fetched.index + 1,
+            fetched.authority
+        );
+        match fetched.keys {
+            Ok((usable, 0)) => report.ok(&format!("{place}: {}", keys(usable)))?,
+            Ok((usable, others)) => report.ok(&format!(
+                "{place}: {}, {others} of other kinds",
+                keys(usable)
+            ))?,
+            Err(error) => report.fail(&format!("{place}: {error}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn keys(number: usize) -> String {
+    count(number as u64, "usable key", "usable keys")
 }
 
 async fn server(live: &mut Live, address: &str, report: &mut Report) -> io::Result<()> {

@@ -7,19 +7,17 @@ use tokio::time::Instant;
 
 use super::super::chunk::{Chunk, Slice};
 use super::super::continuity::Digest;
-use super::{Epoch, RingBounds, now_ms};
+use super::{Epoch, Reach, RingBounds, now_ms};
 use crate::store::Unreadable;
 use crate::stream::EntryId;
-
-/// A batch ends with the chunk that reaches one of these.
-const BATCH_BYTES: usize = 64 * 1024;
-const BATCH_CHUNKS: usize = 64;
 
 pub(super) struct State {
     pub(super) epoch: Epoch,
     pub(super) ring: VecDeque<Arc<Chunk>>,
     pub(super) ring_entries: usize,
     pub(super) ring_bytes: usize,
+    /// How many of the ring's chunks came with the last pull that brought any.
+    pub(super) last_pull: usize,
     /// The id before the ring's first entry: positions from here on are served from the ring.
     pub(super) base: EntryId,
     /// The id up to which the stream was read.
@@ -59,7 +57,7 @@ impl State {
         self.ring.get(index).is_some_and(|chunk| chunk.contains(id))
     }
 
-    pub(super) fn slices_after(&self, position: EntryId) -> Vec<Slice> {
+    pub(super) fn slices_after(&self, position: EntryId, reach: Reach) -> Vec<Slice> {
         let start = self.ring.partition_point(|chunk| chunk.last() <= position);
         let mut slices = Vec::new();
         let mut bytes = 0;
@@ -70,14 +68,22 @@ impl State {
         {
             bytes += slice.size();
             slices.push(slice);
-            if bytes >= BATCH_BYTES || slices.len() >= BATCH_CHUNKS {
+            if bytes >= reach.bytes || slices.len() >= reach.chunks {
                 break;
             }
         }
         slices
     }
 
-    pub(super) fn push(&mut self, chunk: Arc<Chunk>) {
+    /// Takes what one pull has brought.
+    pub(super) fn push_all(&mut self, chunks: Vec<Chunk>) {
+        self.last_pull = chunks.len();
+        for chunk in chunks {
+            self.push(Arc::new(chunk));
+        }
+    }
+
+    fn push(&mut self, chunk: Arc<Chunk>) {
         let entries = chunk.entries();
         self.tail = chunk.last();
         self.tail_digest = entries.last().map(Digest::of);
@@ -98,7 +104,7 @@ impl State {
     /// The last pull always stays: a thousand sessions on one hot stream must not fall to Redis
     /// together.
     pub(super) fn evict(&mut self, bounds: RingBounds) {
-        while self.ring.len() > 1
+        while self.ring.len() > self.last_pull
             && (self.ring_entries > bounds.entries || self.ring_bytes > bounds.bytes)
         {
             let Some(oldest) = self.ring.pop_front() else {

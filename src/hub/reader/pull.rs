@@ -105,8 +105,8 @@ impl Connected<'_> {
         match continuity::judge(&pull.known, answer, pull.read.count) {
             Verdict::Continuous(entries) => {
                 self.note_pull(pull.mark, entries.is_empty());
-                let chunk = Chunk::new(&pull.feed.key, entries, &self.shared.formats);
-                let grown = pull.feed.publish(chunk, info, self.number);
+                let chunks = Chunk::split(&pull.feed.key, entries, &self.shared.formats);
+                let grown = pull.feed.publish(chunks, info, self.number);
                 self.note_growth(grown);
                 if is_full {
                     self.shared.dirty.mark(&pull.feed, Mark::Asked);

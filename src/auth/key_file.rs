@@ -1,0 +1,94 @@
+//! Keys in files, read again when the file changes.
+//!
+//! The content is looked at, not the time of its last change: a mounted secret is replaced by
+//! a link that leads elsewhere, and clocks of file systems are coarse.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jsonwebtoken::Algorithm;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{error, info};
+
+use super::key::Key;
+use crate::config::FixedKey;
+use crate::metrics::{KEY_FILE_RELOADS, Metrics};
+use crate::tasks::Tasks;
+
+/// How often files are looked at; up to a quarter less or more, so that many relays don't ask a
+/// network file system at once.
+const EVERY: Duration = Duration::from_secs(3);
+
+struct Watched {
+    key: FixedKey,
+    algorithms: Vec<Algorithm>,
+    place: String,
+    current: watch::Sender<Arc<Key>>,
+    metrics: Metrics,
+}
+
+/// Watches the file of a key, if it has one, in a task of `tasks`.
+pub(super) fn watch(
+    key: &FixedKey,
+    algorithms: &[Algorithm],
+    index: usize,
+    current: watch::Sender<Arc<Key>>,
+    tasks: &Tasks,
+    metrics: &Metrics,
+) {
+    if key.file.is_none() {
+        return;
+    }
+    for outcome in ["ok", "failed"] {
+        metrics.counter(&KEY_FILE_RELOADS, &[outcome]).increment(0);
+    }
+    let watched = Watched {
+        key: key.clone(),
+        algorithms: algorithms.to_owned(),
+        place: (index + 1).to_string(),
+        current,
+        metrics: metrics.clone(),
+    };
+    tasks.spawn("key file", watched.keep());
+}
+
+impl Watched {
+    async fn keep(mut self) {
+        let mut problem = None;
+        loop {
+            sleep(EVERY.mul_f64(rand::random_range(0.75..1.25))).await;
+            let read = self.key.read_again(&self.algorithms).await;
+            match read {
+                Ok(key) if key == self.key => problem = None,
+                Ok(key) => {
+                    problem = None;
+                    self.replace(key);
+                }
+                // Once, and not again until it is another one.
+                Err(error) if problem.as_ref() == Some(&error) => {}
+                Err(error) => {
+                    self.count("failed");
+                    error!(key = self.place, %error, "the new key can't be used: the old one stays");
+                    problem = Some(error);
+                }
+            }
+        }
+    }
+
+    fn replace(&mut self, key: FixedKey) {
+        let usable = Key::new(key.decoding.clone(), &self.algorithms);
+        self.current.send_replace(Arc::new(usable));
+        self.key = key;
+        self.count("ok");
+        info!(
+            key = self.place,
+            "the key was read again: its file has changed"
+        );
+    }
+
+    fn count(&self, outcome: &str) {
+        let counter = self.metrics.counter(&KEY_FILE_RELOADS, &[outcome]);
+        counter.increment(1);
+    }
+}
