@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test page-test reliability torture lint fmt check
+.PHONY: demo test page-test reliability torture lint fmt check image chart chart-test pod-test
 
 demo:
 	@$(PYTHON) scripts/demo
@@ -47,3 +47,26 @@ page-test:
 			examples/legacy-api/requirements.txt tests/page/requirements.txt) && \
 		PYTHONDONTWRITEBYTECODE=1 "$$python" -m pytest -p no:cacheprovider tests/page; \
 	fi
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+# docker, podman or buildah
+ENGINE ?= docker
+IMAGE ?= relay
+
+image:
+	$(ENGINE) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		--tag $(IMAGE):$(VERSION) .
+
+# The chart as an archive in target/chart.
+chart:
+	@helm=$$($(PYTHON) scripts/tools.py helm) && \
+	"$$helm" lint --strict helm/relay --values helm/relay/ci/sidecar-values.yaml && \
+	"$$helm" package helm/relay --destination $${CARGO_TARGET_DIR:-target}/chart
+
+chart-test:
+	@scripts/chart-test
+
+# The image and the example's pod, for real, where buildah and podman can run. Takes minutes.
+pod-test:
+	@$(PYTHON) scripts/pod-test

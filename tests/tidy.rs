@@ -66,11 +66,12 @@ const SPAWNING: [&str; 7] = [
     "thread::Builder",
 ];
 
-const PAPERS: [&str; 7] = [
+const PAPERS: [&str; 8] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "docs/KUBERNETES.md",
     "docs/OPERATIONS.md",
     "docs/PROTOCOL.md",
     "docs/RELIABILITY.md",
