@@ -131,7 +131,8 @@ impl Backlog {
             proof,
         };
         let answer = self.shared.page(&question, &feed).await;
-        let is_worth_keeping = matches!(answer, Ok(Page::Entries(_) | Page::Lost(_)));
+        // A loss is for those who wait for this answer: a failover or a new stream may undo it.
+        let is_worth_keeping = matches!(answer, Ok(Page::Entries(_)));
         if !is_worth_keeping || self.shared.is_cramped() {
             self.shared.lock().remove(&question);
         }
