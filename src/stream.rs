@@ -316,5 +316,52 @@ mod tests {
             let _ = Cursor::parse(&text, &keys(&["a"]));
             let _ = Cursor::parse(&text, &keys(&["a", "b"]));
         }
+
+        /// Whatever is read is what would be written: there is one text for each id, and all
+        /// else is none. Never `0-0` for want of a better.
+        #[test]
+        fn only_what_is_written_is_read(text in "[+0-9 ~,.$-]{0,24}|0*[0-9]{1,21}-0*[0-9]{1,21}") {
+            let one = keys(&["a"]);
+            if let Some(id) = EntryId::parse(&text) {
+                prop_assert_eq!(id.to_string(), text.as_str());
+            }
+            let id = EntryId::parse(&text);
+            prop_assert_eq!(Cursor::parse(&text, &one), id.map(|id| Cursor(vec![id])));
+        }
+
+        #[test]
+        fn a_damaged_cursor_is_none(
+            ids in prop::collection::vec(any::<(u64, u64)>(), 2..5),
+            at: prop::sample::Index,
+            damage in "[^0-9]",
+        ) {
+            let names: Vec<String> = (0..ids.len()).map(|i| format!("s{i}")).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let ids: Vec<EntryId> = ids.into_iter().map(|(ms, seq)| EntryId::new(ms, seq)).collect();
+            let text = Cursor::display(ids.iter().copied(), &keys(&names)).to_string();
+            prop_assert_eq!(Cursor::parse(&text, &keys(&names[1..])), None, "of other keys");
+
+            let at = at.index(text.len());
+            let cut = &text[..at];
+            // What is cut within the last number is another cursor, unless nothing of it is left.
+            let last = text.rfind('-').unwrap_or_default() + 1;
+            prop_assert!(at > last || Cursor::parse(cut, &keys(&names)).is_none(), "{}", cut);
+            prop_assume!(!text[at..].starts_with(&damage));
+            let damaged = format!("{cut}{damage}{}", &text[at + 1..]);
+            prop_assert_eq!(Cursor::parse(&damaged, &keys(&names)), None, "{}", damaged);
+        }
+
+        #[test]
+        fn nothing_is_between_an_id_and_its_predecessor(ms in edge(), seq in edge()) {
+            let id = EntryId::new(ms, seq);
+            let before = id.predecessor();
+            let number = |id: EntryId| u128::from(id.ms) << 64 | u128::from(id.seq);
+            prop_assert_eq!(number(before), number(id).saturating_sub(1));
+        }
+    }
+
+    /// Numbers near the ends, and any.
+    fn edge() -> impl Strategy<Value = u64> {
+        prop_oneof![0_u64..3, u64::MAX - 2..=u64::MAX, any::<u64>()]
     }
 }

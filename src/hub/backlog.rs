@@ -131,7 +131,8 @@ impl Backlog {
             proof,
         };
         let answer = self.shared.page(&question, &feed).await;
-        let is_worth_keeping = matches!(answer, Ok(Page::Entries(_) | Page::Lost(_)));
+        // A loss is for those who wait for this answer: a failover or a new stream may undo it.
+        let is_worth_keeping = matches!(answer, Ok(Page::Entries(_)));
         if !is_worth_keeping || self.shared.is_cramped() {
             self.shared.lock().remove(&question);
         }
@@ -275,7 +276,7 @@ async fn read_page(
             Page::Entries(Arc::new(backlog.hold(chunk, permit)))
         }
         None => Page::Nothing {
-            at: end(&question, info),
+            at: end(&question, info.as_ref()),
         },
     })
 }
@@ -287,15 +288,16 @@ fn page_entries(mean_size: usize) -> usize {
 
 /// Where a position stands when nothing follows it. A history's beginning moves to the end of
 /// the stream, which can be proven later; a proven position stays.
-fn end(question: &Question, info: Option<StreamInfo>) -> EntryId {
+fn end(question: &Question, info: Option<&Option<StreamInfo>>) -> EntryId {
     match (question.proof, info) {
-        (Proof::NotNeeded, Some(info)) => info.last_generated.max(question.position),
+        (Proof::NotNeeded, Some(info)) => info.map_or(EntryId::ZERO, |info| info.last_generated),
         _ => question.position,
     }
 }
 
 enum Asked {
-    Continuous(Vec<crate::stream::Entry>, Option<StreamInfo>),
+    /// With what was said of the stream, if that was asked.
+    Continuous(Vec<crate::stream::Entry>, Option<Option<StreamInfo>>),
     Lost(LossReason),
 }
 
@@ -312,7 +314,7 @@ async fn ask(backlog: &Inner, question: &Question, count: usize) -> Result<Asked
             with_info,
         };
         let answer = backlog.store.read(&read).await?;
-        let info = answer.info.flatten();
+        let info = answer.info;
         let verdict = match question.proof {
             Proof::Needed => continuity::judge(&Known::at(question.position), answer, count + 1),
             Proof::NotNeeded => without_proof(question.position, answer),
@@ -322,7 +324,7 @@ async fn ask(backlog: &Inner, question: &Question, count: usize) -> Result<Asked
             Verdict::Lost(reason) => return Ok(Asked::Lost(reason)),
             Verdict::InfoNeeded => with_info = true,
             Verdict::Torn => {
-                last_loss = info.map_or(LossReason::Deleted, |info| {
+                last_loss = info.flatten().map_or(LossReason::Deleted, |info| {
                     continuity::loss(question.position, &info)
                 })
             }
@@ -335,14 +337,16 @@ async fn ask(backlog: &Inner, question: &Question, count: usize) -> Result<Asked
     })
 }
 
-/// Everything after a position, whatever was before it.
+/// Everything after a position, whatever was before it. But a stream that has begun anew, with
+/// lower ids, would be waited for in silence.
 fn without_proof(position: EntryId, mut answer: Answer) -> Verdict {
     answer.entries.retain(|entry| entry.id > position);
+    let info = answer.info.flatten();
+    if info.is_some_and(|info| info.last_generated < position) {
+        return Verdict::Lost(LossReason::RolledBack);
+    }
     let ended_meanwhile = answer.entries.is_empty()
-        && answer
-            .info
-            .flatten()
-            .is_some_and(|info| info.length > 0 && info.last_generated > position);
+        && info.is_some_and(|info| info.length > 0 && info.last_generated > position);
     if ended_meanwhile {
         Verdict::Torn
     } else {

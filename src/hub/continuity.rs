@@ -107,7 +107,11 @@ fn by_info(known: &Known, entries: Vec<Entry>, is_full: bool, info: &StreamInfo)
             .is_some_and(|last| last.id == info.last_generated);
     let received = entries.len() as u64;
     let counted = known.added.map(|added| added + received);
-    if is_whole && counted.is_some() && counted == info.entries_added {
+    if is_whole
+        && counted.is_some()
+        && counted == info.entries_added
+        && may_have_left(position, info)
+    {
         return Verdict::Continuous(entries);
     }
     let nothing_ever_left = match info.entries_added {
@@ -122,6 +126,14 @@ fn by_info(known: &Known, entries: Vec<Entry>, is_full: bool, info: &StreamInfo)
         return Verdict::Torn;
     }
     Verdict::Lost(loss(position, info))
+}
+
+/// Whether an entry that is gone can have been in this stream: trimmed, with all before it, or
+/// deleted by hand. One that was lost in a failover was not, though the count may fit by chance.
+fn may_have_left(position: EntryId, info: &StreamInfo) -> bool {
+    let was_trimmed = info.first.is_none_or(|first| first > position);
+    let was_deleted = info.max_deleted.is_some_and(|deleted| deleted >= position);
+    was_trimmed || was_deleted
 }
 
 /// What to say when a torn answer stays torn: the worst that it can mean.
@@ -154,6 +166,7 @@ mod tests {
             entries_added: Some(added),
             length: kept.len() as u64,
             first: kept.first().map(|seq| id(*seq)),
+            max_deleted: Some(EntryId::ZERO),
         }
     }
 
@@ -201,7 +214,16 @@ mod tests {
 
     #[test]
     fn what_the_ladder_proves() {
-        let cases: [Case; 5] = [
+        let cases: [Case; 6] = [
+            (
+                "the one at the position deleted by hand, one later",
+                counted(id(5), 5),
+                &[6],
+                Some(StreamInfo {
+                    max_deleted: Some(id(5)),
+                    ..info(6, 6, &[3, 4, 6])
+                }),
+            ),
             (
                 "missing, never anything",
                 Known::at(EntryId::ZERO),
@@ -245,7 +267,16 @@ mod tests {
     #[test]
     fn what_the_ladder_tells() {
         use LossReason::{Deleted, RolledBack, Trimmed};
-        let cases: [(Case, LossReason); 7] = [
+        let cases: [(Case, LossReason); 8] = [
+            (
+                (
+                    "a failover to as many lower ids as were lost",
+                    counted(id(7), 5),
+                    &[9],
+                    Some(info(9, 6, &[1, 2, 3, 4, 6, 9])),
+                ),
+                RolledBack,
+            ),
             (("deleted", Known::at(id(5)), &[], None), Deleted),
             (
                 ("ahead", Known::at(id(9)), &[], Some(info(5, 5, &[4, 5]))),

@@ -301,6 +301,8 @@ fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::stream::EntryId;
+    use hyper_tungstenite::tungstenite::protocol::frame::FrameHeader;
+    use proptest::prelude::*;
 
     fn entry(fields: &[(&str, &[u8])]) -> Entry {
         Entry {
@@ -453,5 +455,108 @@ mod tests {
             ),
             (2, 1, 1)
         );
+    }
+
+    /// The texts of unfragmented, unmasked messages, end to end.
+    fn messages(mut bytes: &[u8]) -> Vec<String> {
+        let mut messages = Vec::new();
+        while let Some((header, size)) =
+            FrameHeader::parse(&mut std::io::Cursor::new(bytes)).unwrap()
+        {
+            assert_eq!(header.opcode, OpCode::Data(Data::Text));
+            assert!(header.is_final && header.mask.is_none());
+            let mut whole = Vec::new();
+            let size = usize::try_from(size).unwrap();
+            push_header(&mut whole, header.opcode, size);
+            let text = &bytes[whole.len()..whole.len() + size];
+            messages.push(String::from_utf8(text.to_vec()).unwrap());
+            bytes = &bytes[whole.len() + size..];
+        }
+        assert!(bytes.is_empty());
+        messages
+    }
+
+    /// A payload as it may be: text, JSON of any kind, an object, no text at all.
+    fn payload() -> impl Strategy<Value = Vec<u8>> {
+        let object = "[a-z\"\\\\é\u{1}]{0,4}".prop_map(|name| {
+            let name = serde_json::to_string(&name).unwrap();
+            format!(r#"{{ {name}: [1.50, null], "id":"mine" }} "#)
+        });
+        prop_oneof![
+            "\\PC{0,300}".prop_map(String::into_bytes),
+            object.prop_map(String::into_bytes),
+            Just(b" [1, 2.0]".to_vec()),
+            prop::collection::vec(any::<u8>(), 0..8),
+        ]
+    }
+
+    proptest! {
+        /// Each entry is one message of valid JSON that carries its id, whatever is in it; and a
+        /// slice from any entry on is the end of the whole.
+        #[test]
+        fn what_is_encoded_reads_back(
+            payloads in prop::collection::vec(payload(), 1..6),
+            from: prop::sample::Index,
+            streams in 1_usize..3,
+            merged: bool,
+        ) {
+            let kind = if merged { merge() } else { envelope() };
+            let encoder = encoder(kind, streams);
+            let entries: Vec<Entry> = (1..)
+                .zip(&payloads)
+                .map(|(ms, payload)| Entry {
+                    id: EntryId::new(ms, u64::MAX),
+                    ..entry(&[("data", payload)])
+                })
+                .collect();
+            let mut omitted = 0;
+            let encoded = encoder.encode(&StreamKey::from("a\"b"), &entries, |_| omitted += 1);
+            let from = from.index(entries.len());
+            let mut sent = Vec::new();
+            let mut count = 0;
+            for (index, entry) in entries.iter().enumerate().skip(from) {
+                let piece = encoded.piece(index);
+                if !piece.is_empty() {
+                    count += 1;
+                    match encoder.needs_cursor() {
+                        true => encoder.push_with_cursor(&mut sent, &entry.id, piece),
+                        false => sent.extend_from_slice(piece),
+                    }
+                }
+            }
+            if !encoder.needs_cursor() {
+                prop_assert_eq!(&encoded.from(from)[..], &sent[..]);
+            }
+            prop_assert_eq!(encoded.messages_from(from), count);
+            let messages = messages(&sent);
+            prop_assert_eq!(messages.len(), count);
+            if merged {
+                prop_assert_eq!(encoded.messages_from(0), entries.len() - omitted);
+            } else {
+                prop_assert_eq!(messages.len(), entries.len() - from);
+            }
+            let mut last = EntryId::ZERO;
+            for message in &messages {
+                let read: serde_json::Value = serde_json::from_str(message).unwrap();
+                let name = if merged { "id" } else { "cursor" };
+                let id = read[name].as_str().and_then(EntryId::parse).unwrap();
+                prop_assert!(id > last, "{}", message);
+                last = id;
+                let payload = &payloads[usize::try_from(id.ms).unwrap() - 1];
+                let json = serde_json::from_slice::<serde_json::Value>(payload).ok();
+                if merged {
+                    let mut whole = json.unwrap();
+                    whole["id"] = id.to_string().into();
+                    prop_assert_eq!(read, whole);
+                } else {
+                    prop_assert_eq!(&read["stream"], "a\"b");
+                    let text = std::str::from_utf8(payload).ok();
+                    let text = text.filter(|text| text.len() <= encoder.format.max_bytes);
+                    let whole = text.map(|text| json.unwrap_or_else(|| text.into()));
+                    prop_assert_eq!(&read["data"], &whole.clone().unwrap_or_default());
+                    prop_assert_eq!(read["omitted"].is_string(), whole.is_none());
+                }
+            }
+        }
     }
 }

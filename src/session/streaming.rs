@@ -65,6 +65,8 @@ impl Session {
             }
             After::CaughtUp { epoch, published } => {
                 stream.position.basis = Basis::Proven(epoch);
+                // Noted of a stream that is no more, it might never be reached.
+                stream.target = stream.target.min(stream.position.id);
                 (stream.published, stream.dealt_with) = (published, published);
                 false
             }

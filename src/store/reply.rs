@@ -17,6 +17,8 @@ pub struct StreamInfo {
     pub length: u64,
     /// The oldest one that is there.
     pub first: Option<EntryId>,
+    /// The greatest id that was deleted by hand, `0-0` if none was; Redis 6.2 does not know.
+    pub max_deleted: Option<EntryId>,
 }
 
 /// Entries of an `XRANGE` or `XREVRANGE`.
@@ -74,7 +76,8 @@ pub(super) fn stream_info(reply: RedisResult<Value>) -> Result<Option<StreamInfo
     let pairs = value
         .into_map_iter()
         .map_err(|_| unexpected("stream information"))?;
-    let (mut last_generated, mut entries_added, mut length, mut first) = (None, None, None, None);
+    let (mut last_generated, mut entries_added, mut length) = (None, None, None);
+    let (mut first, mut max_deleted) = (None, None);
     for (name, value) in pairs {
         match bytes(name).as_deref() {
             Some(b"last-generated-id") => {
@@ -82,6 +85,9 @@ pub(super) fn stream_info(reply: RedisResult<Value>) -> Result<Option<StreamInfo
             }
             Some(b"entries-added") => entries_added = number(&value),
             Some(b"length") => length = number(&value),
+            Some(b"max-deleted-entry-id") => {
+                max_deleted = bytes(value).and_then(|id| EntryId::from_redis(&id))
+            }
             Some(b"first-entry") => first = entry(value).map(|entry| entry.id),
             _ => {}
         }
@@ -94,6 +100,7 @@ pub(super) fn stream_info(reply: RedisResult<Value>) -> Result<Option<StreamInfo
         entries_added,
         length,
         first,
+        max_deleted,
     }))
 }
 
