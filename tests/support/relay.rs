@@ -30,6 +30,11 @@ pub(crate) struct Relay {
 impl Relay {
     /// Started, and listening.
     pub(crate) async fn start(config: &Config) -> Self {
+        Self::start_in(config, &[]).await
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) async fn start_in(config: &Config, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the relay");
         let file = dir.path().join("relay.toml");
         std::fs::write(&file, config.text()).expect("a config file");
@@ -38,6 +43,7 @@ impl Relay {
                 .args(["run", "--config"])
                 .arg(&file)
                 .env_remove("RUST_LOG")
+                .envs(environment.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
