@@ -50,6 +50,7 @@
 mod support;
 
 mod abuse;
+mod acl;
 mod backpressure;
 mod bad_configs;
 mod callback;
