@@ -66,13 +66,14 @@ const SPAWNING: [&str; 7] = [
     "thread::Builder",
 ];
 
-const PAPERS: [&str; 6] = [
+const PAPERS: [&str; 7] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/OPERATIONS.md",
     "docs/PROTOCOL.md",
+    "docs/SECURITY.md",
 ];
 
 const EMPTY_WORDS: [&str; 4] = ["blazingly", "robust", "seamless", "comprehensive"];

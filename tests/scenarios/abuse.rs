@@ -652,3 +652,44 @@ async fn s27_half_a_tls_handshake_keeps_nobody_out() {
         .expect("room");
     client.expect_live().await;
 }
+
+#[tokio::test]
+async fn s22_no_issuer_speaks_for_another() {
+    let redis = Redis::start().await;
+    let (one, other) = (FakeApi::start().await, FakeApi::start().await);
+    let (of_one, of_other) = (IssuerKey::new("k"), IssuerKey::new("k"));
+    one.answer(set(&[&of_one]));
+    other.answer(set(&[&of_other]));
+    let keys = key_of(&one, "issuer = [\"https://one.example\"]")
+        + &key_of(&other, "issuer = [\"https://other.example\"]");
+    let relay = Relay::start(&Config::new(&redis).with(&keys)).await;
+    let claims = |issuer: &str| claims_of("alice", json!({ "iss": issuer }));
+    let (mine, others) = (
+        claims("https://one.example"),
+        claims("https://other.example"),
+    );
+    for good in [of_one.sign(&mine), of_other.sign(&others)] {
+        let mut client = relay.upgrade(JOB).token(good).open().await;
+        client.expect_live().await;
+    }
+    for forged in [of_one.sign(&others), of_other.sign(&mine)] {
+        let refusal = relay.upgrade(JOB).token(forged).refused().await;
+        assert_eq!(refusal, Refusal::closed(4401, "token_issuer"));
+    }
+}
+
+#[tokio::test]
+async fn a_page_in_a_browser_of_this_machine_can_not_drain() {
+    let redis = Redis::start().await;
+    let (relay, mut other) = stage(Config::new(&redis)).await;
+    let request = "POST /drain HTTP/1.1\r\nhost: 127.0.0.1\r\norigin: https://evil.example\r\n\
+                   content-length: 0\r\nconnection: close\r\n\r\n";
+    let mut stream = TcpStream::connect(relay.admin_address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    within(DEADLINE, "an answer", read).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert_eq!(relay.readyz().await.0, 200);
+    unharmed(&redis, &relay, &mut other).await;
+}
