@@ -152,12 +152,11 @@ fn violations() -> Vec<(&'static str, Vec<u8>, u16)> {
 
 /// The code of the last frame, if that is a close.
 fn close_code(answer: &[u8]) -> Option<u16> {
-    let reasons = (0..=123).filter_map(|length: u8| {
+    (0..=123).find_map(|length: u8| {
         let at = answer.len().checked_sub(usize::from(length) + 4)?;
         let is_close = answer[at] == 0x88 && answer[at + 1] == length + 2;
         is_close.then(|| u16::from_be_bytes([answer[at + 2], answer[at + 3]]))
-    });
-    reasons.last()
+    })
 }
 
 #[tokio::test]
@@ -441,7 +440,7 @@ async fn s25_patterns_take_no_longer_for_bad_values() {
         assert!(matches!(answer, Answer::Upgraded(_)), "{pattern}");
     }
     let taken = started.elapsed();
-    assert!(taken < 10 * AT_ONCE, "{taken:?}");
+    assert!(taken < 5 * AT_ONCE, "{taken:?}");
     relay.open("/ws/jobs/a").await.expect_live().await;
 }
 
@@ -460,20 +459,15 @@ fn signed_text(claims: &str) -> String {
 }
 
 #[tokio::test]
-async fn s27_nesting_without_end() {
+async fn s22_nesting_without_end_in_tokens_and_keys() {
     let redis = Redis::start().await;
-    let (api, issuer) = (FakeApi::start().await, FakeApi::start().await);
+    let issuer = FakeApi::start().await;
     issuer.answer(Reply::text(200, nested(400_000, "[", "", "]")));
     let key = IssuerKey::new("kid");
-    let config = Config::new(&redis)
-        .snapshot_from(&api)
-        .route(
-            "history = \"all\"\n[slow]\nmax_lag = 1\nthen = \"conflate\"\nconflate_by = \"/0/0/0\"",
-        )
-        .with(&format!(
-            "{}[[auth.key]]\nalgorithms = [\"HS256\"]\nsecret = \"{SECRET}\"",
-            key_of(&issuer, "refresh = \"1s\"\ncooldown = \"1s\"")
-        ));
+    let config = Config::new(&redis).with(&format!(
+        "{}[[auth.key]]\nalgorithms = [\"HS256\"]\nsecret = \"{SECRET}\"",
+        key_of(&issuer, "refresh = \"1s\"\ncooldown = \"1s\"")
+    ));
     let (relay, mut other) = stage(config).await;
 
     // Claims, and a header: what is not read is malformed.
@@ -517,8 +511,19 @@ async fn s27_nesting_without_end() {
         .token(&*es256)
         .open()
         .await
-        .expect_snapshot("connect")
+        .expect_live()
         .await;
+    unharmed(&redis, &relay, &mut other).await;
+}
+
+#[tokio::test]
+async fn s27_nesting_without_end() {
+    let (redis, api) = (Redis::start().await, FakeApi::start().await);
+    let config = Config::new(&redis).snapshot_from(&api).route(
+        "history = \"all\"\n\
+         [slow]\nmax_lag = 1\nthen = \"conflate\"\nconflate_by = \"/0/0/0\"",
+    );
+    let (relay, mut other) = stage(config).await;
 
     // Messages.
     let mut client = relay.open(JOB).await;
@@ -550,12 +555,8 @@ async fn s27_nesting_without_end() {
         assert!(client.text().await.contains("\"type\":\"event\""));
         assert!(other.text().await.contains("\"type\":\"event\""));
     }
-    unharmed_at(&redis, &relay, &mut other, "1-0").await;
-}
-
-async fn unharmed_at(redis: &Redis, relay: &Relay, other: &mut Client, id: &str) {
-    redis.xadd(KEY, id, "unharmed").await;
-    other.expect_event(id, "unharmed").await;
+    redis.xadd(KEY, "1-0", "unharmed").await;
+    other.expect_event("1-0", "unharmed").await;
     assert_eq!(relay.livez().await, 200);
 }
 
@@ -585,7 +586,7 @@ async fn s22_as_many_claims_as_a_token_has_room_for() {
 }
 
 #[tokio::test]
-async fn s22_ten_thousand_kids_that_nobody_knows() {
+async fn s22_more_kids_than_are_remembered() {
     let redis = Redis::start().await;
     let issuer = FakeApi::start().await;
     let key = IssuerKey::new("known");
@@ -601,9 +602,8 @@ async fn s22_ten_thousand_kids_that_nobody_knows() {
         .expect_live()
         .await;
     let before = relay.rss_bytes();
-    // A first message asks no more than a request does, and ten thousand requests take longer.
     let long = "k".repeat(4_000);
-    for number in 0..1_000 {
+    for number in 0..1_500 {
         let kid = format!("{number}{long}");
         let header = json!({ "alg": "ES256", "kid": kid });
         let token = crate::support::token::forged(&header, &claims, b"x");
