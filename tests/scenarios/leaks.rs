@@ -43,14 +43,20 @@ impl Watch {
         self.said.push((place.to_owned(), text.into()));
     }
 
-    /// Everything that the relay shows to whoever operates it.
-    async fn hear(&mut self, relay: &Relay) {
-        assert!(relay.log_contains("\"DEBUG\""), "the log has only a part");
-        self.heard("log", relay.log_lines().join("\n"));
+    /// What the relay shows on its admin port.
+    async fn hear_ports(&mut self, relay: &Relay) {
         for path in ["/metrics", "/statusz", "/readyz", "/livez"] {
             let shown = get(relay.admin_address(), path).await.text();
             self.heard(path, shown);
         }
+    }
+
+    /// The same, and all that it has logged to its end.
+    async fn hear(&mut self, relay: &mut Relay) {
+        self.hear_ports(relay).await;
+        let log = relay.whole_log().await.join("\n");
+        assert!(log.contains("\"DEBUG\""), "the log has only a part");
+        self.heard("log", log);
     }
 
     /// What a refused client is told, apart from its own subprotocol, which is sent back to it.
@@ -228,7 +234,7 @@ async fn tokens_leave_no_trace_wherever_they_are() {
         let secrets = Secrets::plant(&mut watch);
         let bad = secrets.bad(&mut watch);
         let private = watch.plant("request");
-        let relay = start(config_of(&secrets, &redis, &api, mode)).await;
+        let mut relay = start(config_of(&secrets, &redis, &api, mode)).await;
         let request = || dressed(relay.upgrade(JOB), &private);
         for bring in SOURCES {
             let mut client = bring(request(), &secrets.good()).open().await;
@@ -254,7 +260,7 @@ async fn tokens_leave_no_trace_wherever_they_are() {
             watch.heard("renewal", format!("{:?}", client.next().await));
         }
         redis.run(&format!("DEL {KEY}")).await;
-        watch.hear(&relay).await;
+        watch.hear(&mut relay).await;
         watch.nothing_has_leaked();
     }
 }
@@ -276,7 +282,7 @@ async fn what_clients_and_publishers_say_leaves_no_trace() {
     let (payload, message) = (watch.plant("payload"), watch.plant("message"));
     let config = config_of(&secrets, &redis, &api, "close")
         .route("[slow]\nmax_lag = 2\nthen = \"conflate\"\nconflate_by = \"/id\"");
-    let relay = start(config).await;
+    let mut relay = start(config).await;
     let mut client = relay.upgrade(JOB).token(secrets.good()).open().await;
     client.expect_snapshot("connect").await;
     client.expect_live().await;
@@ -306,7 +312,7 @@ async fn what_clients_and_publishers_say_leaves_no_trace() {
     client.expect("resync").await;
     client.send(message.repeat(1000)).await;
     ended(client).await;
-    watch.hear(&relay).await;
+    watch.hear(&mut relay).await;
     watch.nothing_has_leaked();
 }
 
@@ -323,7 +329,7 @@ async fn the_api_s_secrets_leave_no_trace() {
          forward = [\"authorization\", \"cookie\", \"x-forwarded-for\"]\n\
          headers = {{ x-api-key = \"{header}\", x-claim = \"{{claims.private}}\" }}"
     ));
-    let relay = start(config).await;
+    let mut relay = start(config).await;
     let request = || {
         let upgrade = relay.upgrade(JOB).token(secrets.good());
         upgrade.header("cookie", &format!("theme={cookie}"))
@@ -370,7 +376,7 @@ async fn the_api_s_secrets_leave_no_trace() {
     client.vanish();
     drop(api);
     watch.refused(request()).await;
-    watch.hear(&relay).await;
+    watch.hear(&mut relay).await;
     commands(&relay, &mut watch, &secrets).await;
     watch.nothing_has_leaked();
 }
@@ -421,7 +427,7 @@ async fn the_password_of_redis_leaves_no_trace() {
         let is_right = redis_section.contains(&password);
         let config = config_of(&secrets, &redis, &api, "close")
             .with(&format!("[redis]\n{redis_section}\ngrace = \"0ms\""));
-        let relay = start(config).await;
+        let mut relay = start(config).await;
         let request = || relay.upgrade(JOB).token(secrets.good());
         if is_right {
             let mut client = request().open().await;
@@ -432,7 +438,7 @@ async fn the_password_of_redis_leaves_no_trace() {
             watch
                 .refused(relay.upgrade("/ws/jobs/another").token(secrets.good()))
                 .await;
-            watch.hear(&relay).await;
+            watch.hear_ports(&relay).await;
             proxy.restore();
             client.expect_status("ok").await;
         } else {
@@ -443,7 +449,7 @@ async fn the_password_of_redis_leaves_no_trace() {
             })
             .await;
         }
-        watch.hear(&relay).await;
+        watch.hear(&mut relay).await;
         commands(&relay, &mut watch, &secrets).await;
     }
     watch.nothing_has_leaked();
@@ -459,7 +465,7 @@ async fn what_an_issuer_answers_leaves_no_trace() {
     issuer.answer(Reply::text(200, format!("{{\"keys\": {answer}")));
     let keys = key_of(&issuer, "refresh = \"1s\"\ncooldown = \"1s\"")
         .replace("/jwks.json", &format!("/jwks.json?key={in_url}"));
-    let relay = start(Config::new(&redis).with(&keys)).await;
+    let mut relay = start(Config::new(&redis).with(&keys)).await;
     for (number, reply) in [
         Reply::text(500, answer.clone()).header("location", &answer),
         Reply::text(302, answer.clone()).header("location", &format!("/{answer}")),
@@ -492,7 +498,7 @@ async fn what_an_issuer_answers_leaves_no_trace() {
     issuer.answer(Reply::text(200, answer.clone()));
     // When it is asked again, it has dealt with the answer before.
     issuer.called(issuer.calls().len() + 2).await;
-    watch.hear(&relay).await;
+    watch.hear(&mut relay).await;
     watch.nothing_has_leaked();
 }
 
@@ -507,7 +513,7 @@ async fn nothing_is_shown_of_what_goes_over_tls() {
     let key = identity.key_pem();
     let line = key.lines().nth(1).expect("PEM has lines").to_owned();
     watch.canaries.push(line);
-    let relay = start(config_of(&secrets, &redis, &api, "close").with(&mount.config())).await;
+    let mut relay = start(config_of(&secrets, &redis, &api, "close").with(&mount.config())).await;
     for token in [secrets.good(), private.clone()] {
         let upgrade = relay.upgrade(JOB).token(&*token).query("private", &private);
         let mut client = upgrade.open_tls(identity.trust()).await.expect("a client");
@@ -530,6 +536,6 @@ async fn nothing_is_shown_of_what_goes_over_tls() {
             .await
             .ok();
     }
-    watch.hear(&relay).await;
+    watch.hear(&mut relay).await;
     watch.nothing_has_leaked();
 }

@@ -152,6 +152,13 @@ impl Relay {
         self.log.lines().clone()
     }
 
+    /// Ends it, and says every line that it has ever printed.
+    pub(crate) async fn whole_log(&mut self) -> Vec<String> {
+        self.kill();
+        eventually("its pipes end", async || self.log.is_whole().then_some(())).await;
+        self.log_lines()
+    }
+
     pub(crate) fn log_contains(&self, text: &str) -> bool {
         self.log.lines().iter().any(|line| line.contains(text))
     }
@@ -186,6 +193,11 @@ impl Log {
                 log.lines().push(line);
             }
         });
+    }
+
+    /// Nobody else keeps lines any more.
+    fn is_whole(&self) -> bool {
+        Arc::strong_count(&self.lines) == 1
     }
 
     fn lines(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
