@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -211,6 +213,54 @@ async fn s27_closes_without_end() {
     assert_eq!(close_code(&answer), Some(1000));
     let closes = answer.windows(2).filter(|two| *two == b"\x88\x02").count();
     assert_eq!(closes, 1, "{answer:?}");
+    unharmed(&redis, &relay, &mut other).await;
+}
+
+/// Bytes that begin as frames or as a request, and go on in any way.
+fn changed(mut bytes: Vec<u8>, random: &mut StdRng) -> Vec<u8> {
+    for _ in 0..random.random_range(0..5) {
+        let at = random.random_range(0..=bytes.len());
+        match random.random_range(0..3) {
+            0 => bytes.insert(at, random.random()),
+            1 => bytes.truncate(at.max(1)),
+            _ => {
+                let byte: u8 = random.random();
+                bytes.splice(at..(at + 1).min(bytes.len()), [byte]);
+            }
+        }
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn s27_any_bytes_at_all() {
+    let redis = Redis::start().await;
+    let (relay, mut other) = stage(Config::new(&redis)).await;
+    let mut random = StdRng::seed_from_u64(7);
+    let frames: Vec<_> = violations()
+        .into_iter()
+        .map(|(_, bytes, _)| bytes)
+        .collect();
+    for number in 0..2_000 {
+        let mut bytes = head(JOB, UPGRADE).into_bytes();
+        if number % 4 == 0 {
+            bytes = changed(bytes, &mut random);
+        }
+        for _ in 0..random.random_range(0..6) {
+            let frame = frames[random.random_range(0..frames.len())].clone();
+            bytes.extend(changed(frame, &mut random));
+        }
+        let mut stream = TcpStream::connect(relay.address()).await.unwrap();
+        let mut answer = Vec::new();
+        let exchange = async {
+            // A relay that has ended already shows in what is read.
+            stream.write_all(&bytes).await.ok();
+            stream.shutdown().await.ok();
+            stream.read_to_end(&mut answer).await.ok();
+        };
+        let what = format!("the end of number {number}");
+        within(DEADLINE, &what, exchange).await;
+    }
     unharmed(&redis, &relay, &mut other).await;
 }
 
