@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test page-test lint fmt check
+.PHONY: demo test page-test reliability torture lint fmt check
 
 demo:
 	@$(PYTHON) scripts/demo
@@ -13,6 +13,8 @@ check: lint test
 lint:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --test reliability -- -D warnings
+	cargo clippy --test torture -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
 
 fmt:
@@ -20,6 +22,18 @@ fmt:
 
 test:
 	@scripts/test
+
+# The figures of docs/RELIABILITY.md on this machine, with a release build: six minutes after it is built.
+# RELIABILITY_ONLY=stalled (or storm, hung, gone, history) takes one, RELAY_BIN another relay.
+reliability:
+	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
+		cargo test --release --test reliability
+
+# Three relays, many clients, and a plan of faults that follows from a seed. TORTURE_SECONDS and
+# TORTURE_SEED say how long and which plan; TORTURE_PROFILE=dev spares the release build.
+torture:
+	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
+		cargo test --quiet --profile $${TORTURE_PROFILE:-release} --test torture
 
 # The page in a real browser, where there is one.
 page-test:

@@ -29,7 +29,7 @@ use crate::stream::{EntryId, StreamKeys};
 use crate::tasks::Tasks;
 
 pub use error::SnapshotError;
-pub use request::Callback;
+pub use request::{Callback, on_its_own};
 
 use fetch::Api;
 use queue::Queue;

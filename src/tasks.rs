@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -22,10 +23,11 @@ impl Tasks {
         F::Output: Send + 'static,
     {
         let running = Running::enter(self.running.clone(), name);
-        self.tracker.spawn(async move {
-            let _running = running;
-            future.await
-        })
+        // Not an async block: it would be twice as large as what it awaits.
+        self.tracker.spawn(future.map(move |output| {
+            drop(running);
+            output
+        }))
     }
 
     /// Waits until every task has ended. Tasks may still be spawned meanwhile.

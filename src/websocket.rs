@@ -38,7 +38,7 @@ const NO_STATUS: u16 = 1005;
 /// small; what is written there are answers to pings and closes, one at a time.
 pub fn receive_config(max_message: usize) -> WebSocketConfig {
     WebSocketConfig::default()
-        .read_buffer_size(1024)
+        .read_buffer_size(256)
         .write_buffer_size(0)
         .max_write_buffer_size(1024)
         .max_message_size(Some(max_message))
@@ -46,20 +46,16 @@ pub fn receive_config(max_message: usize) -> WebSocketConfig {
 }
 
 /// Serves one client until it is gone or the session ends.
-pub async fn serve(socket: Socket, session: Session) {
-    let route = session.route().clone();
-    let mut connection = Connection {
+pub fn serve(socket: Socket, session: Session) -> impl Future<Output = ()> + Send {
+    let connection = Connection {
         socket,
-        control: ControlRate::new(route.max_client_messages()),
+        control: ControlRate::new(session.route().max_client_messages()),
         session,
         stuck: None,
     };
-    let end = connection.run().await;
-    let code = end.code();
-    // What the session waited for and watched is given back now; its place with the socket.
-    let _presence = connection.session.leave();
-    connection.socket.end(end).await;
-    route.meters().note_close(code);
+    // A task is as large as everything that it will ever hold: this one is there for hours, and
+    // holds little beside the connection itself.
+    Box::new(connection).serve()
 }
 
 /// Accepts a client only to tell it why it can't stay.
@@ -167,6 +163,20 @@ enum Event {
 }
 
 impl Connection {
+    async fn serve(mut self: Box<Self>) {
+        let end = self.run().await;
+        Box::pin(self.end(end)).await;
+    }
+
+    async fn end(self: Box<Self>, end: End) {
+        let route = self.session.route().clone();
+        let code = end.code();
+        // What the session waited for and watched is given back now; its place with the socket.
+        let _presence = self.session.leave();
+        self.socket.end(end).await;
+        route.meters().note_close(code);
+    }
+
     async fn run(&mut self) -> End {
         loop {
             match poll_fn(|cx| self.poll_event(cx)).await {

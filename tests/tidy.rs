@@ -66,13 +66,14 @@ const SPAWNING: [&str; 7] = [
     "thread::Builder",
 ];
 
-const PAPERS: [&str; 7] = [
+const PAPERS: [&str; 8] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/OPERATIONS.md",
     "docs/PROTOCOL.md",
+    "docs/RELIABILITY.md",
     "docs/SECURITY.md",
 ];
 

@@ -14,6 +14,7 @@ use crate::auth::Grant;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::secret::Secret;
 use crate::session::{Renew, Renewed, ServedRoute};
+use crate::snapshot::on_its_own;
 
 /// Another subject, none, or other streams: that is for another connection.
 const GRANT_CHANGED: Refusal = Refusal::new(Outcome::Forbidden, "grant_changed");
@@ -22,7 +23,8 @@ const GRANT_CHANGED: Refusal = Refusal::new(Outcome::Forbidden, "grant_changed")
 struct Renewal {
     router: Arc<Router>,
     route: Arc<ServedRoute>,
-    uri: Uri,
+    /// As text of its own: hyper's is a part of the whole head, which would stay.
+    uri: Box<str>,
     headers: HeaderMap,
     subject: Option<Box<str>>,
     streams: crate::stream::StreamKeys,
@@ -43,7 +45,7 @@ impl Router {
         let renewal = Arc::new(Renewal {
             router: self.clone(),
             route: route.clone(),
-            uri: uri.clone(),
+            uri: uri.to_string().into(),
             headers: needed_later(route, headers),
             subject: grant.subject.as_deref().map(Box::from),
             streams: grant.streams.clone(),
@@ -63,8 +65,9 @@ impl Router {
 
 impl Renewal {
     async fn judge(&self, token: Secret) -> Result<Renewed, Refusal> {
-        let params = self.router.find(self.uri.path()).map(|(_, params)| params);
-        let asked = Asked::new(&self.uri, &self.headers, params.unwrap_or_default());
+        let uri = Uri::try_from(&*self.uri).unwrap_or_default();
+        let params = self.router.find(uri.path()).map(|(_, params)| params);
+        let asked = Asked::new(&uri, &self.headers, params.unwrap_or_default());
         let grant = self
             .router
             .grant(&self.route, &self.headers, &asked, Some(&token))
@@ -99,7 +102,7 @@ fn needed_later(route: &ServedRoute, headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for name in names {
         for value in headers.get_all(name) {
-            kept.append(name, value.clone());
+            kept.append(name, on_its_own(value));
         }
     }
     kept

@@ -132,10 +132,10 @@ impl Recipe {
         for name in &self.forward {
             let mut of_client = client.get_all(name).iter();
             if let Some(first) = of_client.next() {
-                headers.insert(name, first.clone());
+                headers.insert(name, on_its_own(first));
             }
             for next in of_client {
-                headers.append(name, next.clone());
+                headers.append(name, on_its_own(next));
             }
         }
         // Last, so that no client can bring a header that the config sets.
@@ -144,6 +144,15 @@ impl Recipe {
         }
         Ok(headers)
     }
+}
+
+/// The same value in memory of its own. hyper's values are parts of the whole head of the request,
+/// which would stay in memory for as long as one of them: 8 KiB for a session.
+pub fn on_its_own(value: &HeaderValue) -> HeaderValue {
+    let copy = HeaderValue::from_bytes(value.as_bytes());
+    let mut copy = copy.expect("it is the value of a header already");
+    copy.set_sensitive(value.is_sensitive());
+    copy
 }
 
 fn may_be_sent(route: &str, name: &HeaderName) -> bool {

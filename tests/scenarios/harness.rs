@@ -10,8 +10,9 @@ use crate::support::api::{FakeApi, Reply, state};
 use crate::support::config::Config;
 use crate::support::http::get;
 use crate::support::proxy::Proxy;
-use crate::support::redis::Redis;
+use crate::support::redis::{Redis, free_port};
 use crate::support::token::{SECRET, claims_of, forged, token_with};
+use crate::support::upgrade::{Answer, Upgrade};
 use crate::support::wait::within;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -42,6 +43,34 @@ async fn redis_forgets_what_was_not_saved() {
     redis.wipe();
     redis.start_again().await;
     assert_eq!(redis.query::<u64>("XLEN key").await, 0);
+}
+
+#[tokio::test]
+async fn redis_keeps_its_log_when_it_is_stopped() {
+    let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    redis.fill("key", 1, 500, 100).await;
+    redis.stop().await;
+    redis.start_again().await;
+    assert_eq!(redis.query::<u64>("XLEN key").await, 500);
+}
+
+#[tokio::test]
+async fn redis_keeps_what_it_has_appended() {
+    let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    redis.xadd("key", "1-0", "one").await;
+    redis.kill();
+    redis.start_again().await;
+    assert_eq!(redis.query::<u64>("XLEN key").await, 1);
+    redis.kill();
+    redis.wipe();
+    redis.start_again().await;
+    assert_eq!(redis.query::<u64>("XLEN key").await, 0);
+    let log = std::fs::read_to_string(redis.log_file()).unwrap();
+    assert_eq!(
+        log.matches("Ready to accept connections").count(),
+        3,
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -79,6 +108,30 @@ async fn the_proxy_stalls_cuts_and_comes_back() {
 }
 
 #[tokio::test]
+async fn the_proxy_forwards_in_pieces() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+    proxy.split(1);
+    stream.write_all(b"PING\r\n").await.unwrap();
+    let mut answer = [0; 7];
+    let first = within(SOON, "a piece", stream.read(&mut answer)).await;
+    let first = first.unwrap();
+    let rest = stream.read_exact(&mut answer[first..]);
+    within(SOON, "the other pieces", rest).await.unwrap();
+    assert_eq!(&answer, b"+PONG\r\n");
+    proxy.smooth();
+    ping(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_handshake_with_nobody_is_dropped() {
+    let nobody = ([127, 0, 0, 1], free_port()).into();
+    let answer = within(SOON, "an answer", Upgrade::new(nobody, "/").attempt()).await;
+    assert!(matches!(answer, Answer::Dropped), "{answer:?}");
+}
+
+#[tokio::test]
 async fn the_proxy_leads_new_connections_elsewhere() {
     let (one, other) = (Redis::start().await, Redis::start().await);
     let proxy = Proxy::start(one.address()).await;
@@ -98,7 +151,7 @@ async fn the_proxy_hands_over_piece_by_piece() {
     const SENT: &[u8] = b"as many bytes as four rounds of pieces from one to seven: that is a hundred and twelve, all of them in their order";
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let proxy = Proxy::start(listener.local_addr().unwrap().to_string()).await;
-    proxy.split();
+    proxy.split(5);
     let mut sender = TcpStream::connect(proxy.address()).await.unwrap();
     let (mut receiver, _) = listener.accept().await.unwrap();
     sender.write_all(SENT).await.unwrap();

@@ -184,10 +184,10 @@ async fn s20_bytes_in_small_pieces() {
         Proxy::start("127.0.0.1:1").await,
     );
     let config = Config::through(&behind).with("[redis]\nsweep = \"1h\"");
-    behind.split();
+    behind.split(5);
     let relay = Relay::start(&config.route("history = \"all\"")).await;
     before.retarget(relay.address().to_string());
-    before.split();
+    before.split(5);
     redis.fill(KEY, 1, 20, 10).await;
     let mut client = relay.upgrade(JOB).through(before.address()).open().await;
     client.expect_events(1, 20).await;

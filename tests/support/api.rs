@@ -82,9 +82,12 @@ struct Shared {
 struct Script {
     /// Answered first, one each; then `always`.
     once: VecDeque<Reply>,
-    always: Reply,
+    always: Answer,
     calls: Vec<Call>,
 }
+
+/// What becomes of a request's path.
+type Answer = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gate {
@@ -102,7 +105,7 @@ impl FakeApi {
         let shared = Arc::new(Shared {
             script: Mutex::new(Script {
                 once: VecDeque::new(),
-                always: Reply::json(&state()),
+                always: Arc::new(|_| Reply::json(&state())),
                 calls: Vec::new(),
             }),
             gate: watch::channel(Gate::Open).0,
@@ -126,7 +129,12 @@ impl FakeApi {
 
     /// From now on this is the answer.
     pub(crate) fn answer(&self, reply: Reply) {
-        self.script().always = reply;
+        self.answer_by(move |_| reply.clone());
+    }
+
+    /// From now on this is made of a request's path, when the request arrives.
+    pub(crate) fn answer_by(&self, answer: impl Fn(&str) -> Reply + Send + Sync + 'static) {
+        self.script().always = Arc::new(answer);
     }
 
     /// This is the next answer, before the lasting one.
@@ -171,19 +179,20 @@ impl Shared {
 
     async fn respond(&self, request: Request<Incoming>) -> Reply {
         let path = request.uri().path_and_query();
+        let path = path.map_or_else(String::new, ToString::to_string);
         self.script().calls.push(Call {
             method: request.method().to_string(),
-            path: path.map_or_else(String::new, ToString::to_string),
+            path: path.clone(),
             headers: request.headers().clone(),
         });
         let mut gate = self.gate.subscribe();
         // The sender is ours: it can't be gone.
         gate.wait_for(|gate| *gate == Gate::Open).await.ok();
-        let reply = {
+        let (once, always) = {
             let mut script = self.script();
-            let once = script.once.pop_front();
-            once.unwrap_or_else(|| script.always.clone())
+            (script.once.pop_front(), script.always.clone())
         };
+        let reply = once.unwrap_or_else(|| always(&path));
         tokio::time::sleep(reply.delay).await;
         reply
     }

@@ -60,6 +60,27 @@ pub(crate) fn allow_many_open_files() {
     setrlimit(Resource::Nofile, raised).expect("a soft limit may be as high as the hard one");
 }
 
+/// Resident memory of a process.
+pub(crate) fn rss_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"));
+    let status = status.expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.expect("the kernel tells VmRSS in kB") * 1024
+}
+
+/// Processor time that a process has used so far.
+pub(crate) fn cpu_time(process: u32) -> Duration {
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    let stat = stat.expect("the process runs");
+    // After the name, which may hold anything but ends with the last bracket.
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+    let ticks = fields.split(' ').skip(11).take(2);
+    let ticks: u32 = ticks.filter_map(|field| field.parse::<u32>().ok()).sum();
+    TICK * ticks
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();

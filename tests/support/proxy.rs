@@ -1,6 +1,5 @@
 //! A TCP proxy that can fail in the ways that networks do.
 
-use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -18,7 +17,8 @@ struct Behaviour {
     /// if the link is up again before anybody has looked.
     cuts: usize,
     delay: Duration,
-    pace: Pace,
+    /// The most bytes that are written at once.
+    piece: usize,
     /// Connections that carry nothing for this long are cut.
     idle: Option<Duration>,
 }
@@ -30,17 +30,10 @@ enum Link {
     Stalled,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
-    /// What was read is written at once.
-    Whole,
-    Pieces,
-}
-
-/// Writes in pieces are of these lengths in turn: no length of a message is a multiple of all.
-const PIECES: [usize; 7] = [1, 2, 3, 4, 5, 6, 7];
-/// Long enough for the other side to read what it has.
-const BETWEEN_PIECES: Duration = Duration::from_millis(1);
+const BUFFER: usize = 64 * 1024;
+/// Pieces smaller than this are sure to be read apart.
+const TINY: usize = 8;
+const BETWEEN_TINY: Duration = Duration::from_millis(1);
 
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -60,7 +53,7 @@ impl Proxy {
             link: Link::Up,
             cuts: 0,
             delay: Duration::ZERO,
-            pace: Pace::Whole,
+            piece: BUFFER,
             idle: None,
         };
         let (behaviour, watched) = watch::channel(behaviour);
@@ -110,9 +103,18 @@ impl Proxy {
         self.behaviour.send_modify(|b| b.delay = delay);
     }
 
-    /// Hands everything over in pieces of one to seven bytes, with a pause after each.
-    pub(crate) fn split(&self) {
-        self.behaviour.send_modify(|b| b.pace = Pace::Pieces);
+    /// Writes at most so many bytes at once; what follows is another packet.
+    pub(crate) fn split(&self, bytes: usize) {
+        self.behaviour
+            .send_modify(|b| b.piece = bytes.clamp(1, BUFFER));
+    }
+
+    /// Forwards at once again, and whole.
+    pub(crate) fn smooth(&self) {
+        self.behaviour.send_modify(|b| {
+            b.delay = Duration::ZERO;
+            b.piece = BUFFER;
+        });
     }
 
     /// Cuts connections that carry nothing for this long.
@@ -168,41 +170,30 @@ async fn forward(
     mut behaviour: watch::Receiver<Behaviour>,
     alive: watch::Sender<()>,
 ) {
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = vec![0; BUFFER];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        let (delay, pace) = {
+        let (delay, piece) = {
             let behaviour = behaviour.borrow();
-            (behaviour.delay, behaviour.pace)
+            (behaviour.delay, behaviour.piece)
         };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if behaviour
-            .wait_for(|b| b.link != Link::Stalled)
-            .await
-            .is_err()
-            || hand_over(&buffer[..length], pace, &mut to).await.is_err()
-        {
-            return;
+        for bytes in buffer[..length].chunks(piece) {
+            let is_up = behaviour.wait_for(|b| b.link != Link::Stalled);
+            let is_over = is_up.await.is_err();
+            if is_over || to.write_all(bytes).await.is_err() {
+                return;
+            }
+            match bytes.len() {
+                // Long enough for the other side to read what it has.
+                ..TINY => tokio::time::sleep(BETWEEN_TINY).await,
+                length if length == piece => tokio::task::yield_now().await,
+                _ => {}
+            }
         }
         alive.send_replace(());
     }
-}
-
-async fn hand_over(mut bytes: &[u8], pace: Pace, to: &mut OwnedWriteHalf) -> io::Result<()> {
-    if pace == Pace::Whole {
-        return to.write_all(bytes).await;
-    }
-    for length in PIECES.iter().cycle() {
-        let (piece, rest) = bytes.split_at(bytes.len().min(*length));
-        to.write_all(piece).await?;
-        if rest.is_empty() {
-            break;
-        }
-        tokio::time::sleep(BETWEEN_PIECES).await;
-        bytes = rest;
-    }
-    Ok(())
 }
 
 /// Ends when nothing has passed for as long as the proxy allows.

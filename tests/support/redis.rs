@@ -16,10 +16,11 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::process::Process;
-use super::wait::eventually;
+use super::wait::{DEADLINE, eventually};
 
 /// By this name the test's own connection is told from the relay's.
 const OWN_NAME: &str = "scenario";
+const LOG: &str = "redis.log";
 const START_ATTEMPTS: usize = 5;
 const PIPELINE: usize = 500;
 /// Longer than a busy machine needs, so that only a dead server shows.
@@ -78,6 +79,13 @@ impl Redis {
         self.connection = OnceCell::new();
     }
 
+    /// Ends the server as an operator does: what it keeps on disk is written.
+    pub(crate) async fn stop(&mut self) {
+        self.server.signal(Signal::TERM);
+        self.server.wait_exit(DEADLINE).await;
+        self.connection = OnceCell::new();
+    }
+
     /// Starts it again on the same port, with what was saved.
     pub(crate) async fn start_again(&mut self) {
         self.server.kill();
@@ -88,10 +96,19 @@ impl Redis {
 
     /// Forgets what was saved: the next start is an empty one.
     pub(crate) fn wipe(&self) {
-        let dump = self.dump();
+        let dump = self.dir.path().join("dump.rdb");
         if dump.exists() {
             std::fs::remove_file(dump).expect("the dump can be removed");
         }
+        let appended = self.dir.path().join("appendonlydir");
+        if appended.exists() {
+            std::fs::remove_dir_all(appended).expect("the append-only files can be removed");
+        }
+    }
+
+    /// What the server has printed, over all its starts.
+    pub(crate) fn log_file(&self) -> PathBuf {
+        self.dir.path().join(LOG)
     }
 
     /// Stops the whole process: connections stay open, nothing is answered.
@@ -268,10 +285,6 @@ impl Redis {
         })
         .await
     }
-
-    fn dump(&self) -> PathBuf {
-        self.dir.path().join("dump.rdb")
-    }
 }
 
 /// What `fill` puts into the entry of this number.
@@ -286,7 +299,10 @@ fn command(parts: &[&str]) -> ::redis::Cmd {
 }
 
 fn spawn(dir: &TempDir, port: u16, arguments: &[String]) -> Process {
-    let log = std::fs::File::create(dir.path().join("redis.log")).expect("a log for redis-server");
+    let mut appending = std::fs::File::options();
+    let log = appending.create(true).append(true);
+    let log = log.open(dir.path().join(LOG));
+    let log = log.expect("a log for redis-server");
     Process::spawn(
         Command::new(server_binary())
             .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
@@ -299,7 +315,7 @@ fn spawn(dir: &TempDir, port: u16, arguments: &[String]) -> Process {
     )
 }
 
-fn server_binary() -> OsString {
+pub(crate) fn server_binary() -> OsString {
     if let Some(binary) = std::env::var_os("REDIS_SERVER") {
         return binary;
     }

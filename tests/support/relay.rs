@@ -1,6 +1,7 @@
 //! The real binary, with a config of the test's own.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 use super::client::Client;
 use super::config::Config;
 use super::http::get;
-use super::process::Process;
+use super::process::{Process, cpu_time, rss_bytes};
 use super::upgrade::Upgrade;
 use super::wait::eventually;
 
@@ -30,16 +31,25 @@ pub(crate) struct Relay {
 impl Relay {
     /// Started, and listening.
     pub(crate) async fn start(config: &Config) -> Self {
-        Self::start_in(config, &[]).await
+        Self::start_binary(env!("CARGO_BIN_EXE_relay").as_ref(), config).await
     }
 
     /// The same with these variables in its environment.
     pub(crate) async fn start_in(config: &Config, environment: &[(&str, &str)]) -> Self {
+        Self::launch(env!("CARGO_BIN_EXE_relay").as_ref(), config, environment).await
+    }
+
+    /// The same with a relay of another build.
+    pub(crate) async fn start_binary(binary: &OsStr, config: &Config) -> Self {
+        Self::launch(binary, config, &[]).await
+    }
+
+    async fn launch(binary: &OsStr, config: &Config, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the relay");
         let file = dir.path().join("relay.toml");
         std::fs::write(&file, config.text()).expect("a config file");
         let mut process = Process::spawn(
-            Command::new(env!("CARGO_BIN_EXE_relay"))
+            Command::new(binary)
                 .args(["run", "--config"])
                 .arg(&file)
                 .env_remove("RUST_LOG")
@@ -126,25 +136,19 @@ impl Relay {
         get(self.admin, "/statusz").await.json()
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Resident memory.
     pub(crate) fn rss_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = std::fs::read_to_string(path).expect("the relay runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kilobytes.expect("the kernel tells VmRSS in kB") * 1024
+        rss_bytes(self.id())
     }
 
     /// Processor time used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
-        const TICK: Duration = Duration::from_millis(10);
-        let path = format!("/proc/{}/stat", self.process.id());
-        let stat = std::fs::read_to_string(path).expect("the relay runs");
-        // After the name, which may hold anything but ends with the last bracket.
-        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
-        let ticks = fields.split(' ').skip(11).take(2);
-        let ticks: u32 = ticks.filter_map(|field| field.parse::<u32>().ok()).sum();
-        TICK * ticks
+        cpu_time(self.id())
     }
 
     /// Every line that it has printed so far.

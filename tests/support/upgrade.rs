@@ -168,11 +168,26 @@ impl Upgrade {
     }
 
     pub(crate) async fn send(self) -> Answer {
-        within(DEADLINE, "the relay answers a handshake", self.exchange()).await
+        let stream = within(DEADLINE, "the relay accepts", self.connect()).await;
+        let address = self.address;
+        let stream = stream.unwrap_or_else(|error| panic!("can't connect to {address}: {error}"));
+        within(
+            DEADLINE,
+            "the relay answers a handshake",
+            self.exchange(stream),
+        )
+        .await
     }
 
-    async fn exchange(self) -> Answer {
-        let mut stream = self.connect().await;
+    /// The same with a relay that may be gone, which drops the connection; without a deadline.
+    pub(crate) async fn attempt(self) -> Answer {
+        match self.connect().await {
+            Ok(stream) => self.exchange(stream).await,
+            Err(_) => Answer::Dropped,
+        }
+    }
+
+    async fn exchange(self, mut stream: TcpStream) -> Answer {
         // A relay that has closed already shows when its answer is read.
         stream.write_all(self.head().as_bytes()).await.ok();
         let Some(mut response) = read_head(&mut stream).await else {
@@ -200,14 +215,14 @@ impl Upgrade {
         if let Some(token) = &self.token {
             request = request.with_header("authorization", format!("Bearer {token}"));
         }
-        let stream = self.connect().await;
+        let stream = self.connect().await?;
         let config = Some(Client::config());
         let opening = client_async_tls_with_config(request, stream, config, Some(trust));
         let (socket, _) = within(DEADLINE, "a handshake over TLS", opening).await?;
         Ok(Client::of(socket, None))
     }
 
-    async fn connect(&self) -> TcpStream {
+    async fn connect(&self) -> std::io::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_nonblocking(true).expect("a socket of tokio's");
         socket.set_tcp_nodelay(true).expect("a TCP socket");
@@ -219,8 +234,7 @@ impl Upgrade {
             bound.expect("an address of this machine");
         }
         let socket = TcpSocket::from_std_stream(socket.into());
-        let stream = socket.connect(self.address).await;
-        stream.unwrap_or_else(|error| panic!("can't connect to {}: {error}", self.address))
+        socket.connect(self.address).await
     }
 
     /// The request's head, as it goes over the wire.
