@@ -18,6 +18,11 @@ impl StreamKey {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name for a log line: a client's value in it can't begin another line.
+    pub fn shown(&self) -> impl fmt::Display + '_ {
+        self.0.escape_debug()
+    }
 }
 
 impl From<&str> for StreamKey {
@@ -291,6 +296,17 @@ mod tests {
         assert_eq!(Cursor::parse("1-0,2-5", &ab), None);
         assert_eq!(Cursor::parse(&format!("{text},3-0"), &ab), None);
         assert_ne!(keys(&["ab", "c"]).hash(), keys(&["a", "bc"]).hash());
+    }
+
+    #[test]
+    fn a_key_stays_within_its_log_line() {
+        let shown = |name: &str| StreamKey::from(name).shown().to_string();
+        assert_eq!(shown("job:42:updates"), "job:42:updates");
+        assert_eq!(shown("ключ"), "ключ");
+        assert_eq!(
+            shown("a\nWARN b\x1b[2J\u{202e}"),
+            r"a\nWARN b\u{1b}[2J\u{202e}"
+        );
     }
 
     proptest! {

@@ -250,9 +250,10 @@ fn required_claims_are_json() {
     });
     assert_eq!(json!(jwt.require), expected);
     assert_eq!(
-        jwt.issuer,
+        jwt.keys[0].issuer,
         ["https://id.example.com", "https://other.example.com"]
     );
+    assert_eq!(jwt.keys[1].issuer, ["https://before.example.com"]);
     assert_eq!(jwt.leeway, Duration::from_secs(3600));
 }
 

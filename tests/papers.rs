@@ -21,6 +21,7 @@ use relay::stream::{Cursor, Entry, EntryId, StreamKey, StreamKeys};
 
 const README: &str = include_str!("../README.md");
 const PROTOCOL: &str = include_str!("../docs/PROTOCOL.md");
+const SECURITY: &str = include_str!("../docs/SECURITY.md");
 
 const FIRST_MS: u64 = 1_700_000_000_000;
 const STATE: &str = r#"{"progress":40}"#;
@@ -335,6 +336,29 @@ fn the_acl_line_has_the_commands_that_are_sent() {
     let line = format!("~job:*:updates -@all{commands}\n");
     let operations = include_str!("../docs/OPERATIONS.md");
     assert!(operations.contains(&line), "expected {line}");
+}
+
+#[test]
+fn what_shows_a_promise_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let promises = table(SECURITY, "| promise | where | tests |");
+    let (file, test) = (
+        Regex::new(r"`([a-z_/]+\.rs)`").unwrap(),
+        Regex::new(r"`([a-z_]+)::([a-z0-9_]+)`").unwrap(),
+    );
+    for promise in promises {
+        for place in file.captures_iter(promise[1]) {
+            assert!(root.join("src").join(&place[1]).exists(), "{promise:?}");
+        }
+        let tests: Vec<_> = test.captures_iter(promise[2]).collect();
+        assert!(!tests.is_empty(), "nothing shows {promise:?}");
+        for test in tests {
+            let text = fs::read_to_string(root.join(format!("tests/scenarios/{}.rs", &test[1])));
+            let text = text.unwrap_or_else(|error| panic!("{}: {error}", &test[1]));
+            let declared = format!("#[tokio::test]\nasync fn {}()", &test[2]);
+            assert!(text.contains(&declared), "{} is no test", &test[0]);
+        }
+    }
 }
 
 #[test]

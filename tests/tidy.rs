@@ -75,6 +75,7 @@ const PAPERS: [&str; 8] = [
     "docs/OPERATIONS.md",
     "docs/PROTOCOL.md",
     "docs/RELIABILITY.md",
+    "docs/SECURITY.md",
 ];
 
 const EMPTY_WORDS: [&str; 4] = ["blazingly", "robust", "seamless", "comprehensive"];

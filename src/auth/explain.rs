@@ -92,7 +92,7 @@ impl Tokens {
         tell(findings, "typ", rules.check_typ(header.typ.as_deref()))?;
         let opened = self.verifier.keyring.open(&token, &header.clue()).await;
         let Opened { claims, key } = tell(findings, "signature", opened)?;
-        let kid = key.kid.map(|kid| format!(", kid {kid:?}"));
+        let kid = key.kid.as_ref().map(|kid| format!(", kid {kid:?}"));
         let said = format!(
             "by [[auth.key]] {}{}, {:?}",
             key.index + 1,
@@ -100,7 +100,7 @@ impl Tokens {
             header.algorithm
         );
         note(findings, "signature", &said);
-        let rulings = rules.judge(&claims);
+        let rulings = rules.judge(&claims, key.index);
         for (what, ruling) in rulings {
             let shown = shown(what, &claims);
             findings.push(Finding {

@@ -128,7 +128,7 @@ impl Keyring {
     }
 
     /// Finds the key that has signed the token; waits for a JWKS if it may have come up there.
-    /// All keys want the same of claims, so the first that has signed decides.
+    /// Of keys of the same material, the first decides which issuers it may have.
     pub(super) async fn open(&self, token: &str, clue: &Clue<'_>) -> Result<Opened, TokenFault> {
         let fits = |entry: &Entry| entry.algorithms.contains(&clue.algorithm);
         if !self.entries.iter().any(fits) {

@@ -18,8 +18,8 @@ pub enum MintError {
     Unsigned(jsonwebtoken::errors::Error),
 }
 
-/// A token that this very config accepts: signed with the first HMAC key, with the first
-/// issuer and audience and everything that `require` wants. What `claims` says wins over all
+/// A token that this very config accepts: signed with the first HMAC key, with that key's first
+/// issuer, the first audience and everything that `require` wants. What `claims` says wins over all
 /// of that, so that a token can be made wrong on purpose.
 pub fn mint(
     jwt: &Jwt,
@@ -27,18 +27,23 @@ pub fn mint(
     lifetime: Duration,
     claims: Map<String, Value>,
 ) -> Result<String, MintError> {
-    let (algorithm, secret) = jwt
+    let (algorithm, secret, issuer) = jwt
         .keys
         .iter()
-        .find_map(|key| Some((key.algorithms.first()?, key.secret()?)))
+        .find_map(|key| Some((key.algorithms.first()?, key.secret()?, key.issuer.first())))
         .ok_or(MintError::NoSecret)?;
-    let mut all = standard_claims(jwt, subject, lifetime);
+    let mut all = standard_claims(jwt, issuer, subject, lifetime);
     all.extend(claims);
     let key = EncodingKey::from_secret(secret.expose().as_bytes());
     jsonwebtoken::encode(&Header::new(*algorithm), &all, &key).map_err(MintError::Unsigned)
 }
 
-fn standard_claims(jwt: &Jwt, subject: &str, lifetime: Duration) -> Map<String, Value> {
+fn standard_claims(
+    jwt: &Jwt,
+    issuer: Option<&String>,
+    subject: &str,
+    lifetime: Duration,
+) -> Map<String, Value> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_secs();
     let mut claims = Map::new();
@@ -47,7 +52,7 @@ fn standard_claims(jwt: &Jwt, subject: &str, lifetime: Duration) -> Map<String, 
         "exp".to_owned(),
         now.saturating_add(lifetime.as_secs()).into(),
     );
-    let first = [("iss", jwt.issuer.first()), ("aud", jwt.audience.first())];
+    let first = [("iss", issuer), ("aud", jwt.audience.first())];
     for (name, value) in first {
         if let Some(value) = value {
             claims.insert(name.to_owned(), value.as_str().into());
@@ -86,7 +91,7 @@ mod tests {
         assert_eq!(minted.claims["aud"], "relay");
 
         jwt.subject_claim = "user_id".to_owned();
-        jwt.issuer.clear();
+        jwt.keys.iter_mut().for_each(|key| key.issuer.clear());
         jwt.audience.clear();
         jwt.require.clear();
         let minted = verified(&jwt, &json!({})).unwrap();

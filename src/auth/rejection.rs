@@ -84,7 +84,7 @@ token_faults! {
     Expired = "token_expired", "a token that has expired";
     NotYetValid = "token_not_yet_valid", "a token that is not valid yet (`nbf`)";
     ClaimType = "token_claim_type", "a registered claim of the wrong type (RFC 7519 section 4.1)";
-    Issuer = "token_issuer", "another issuer than those configured, or none";
+    Issuer = "token_issuer", "another issuer than its key may have, or none";
     Audience = "token_audience", "another audience than those configured, or none";
     Claim = "token_claim", "a claim that is not what `require` wants";
 }

@@ -14,7 +14,8 @@ use crate::config::{Jwt, media_type};
 /// and an absent issuer or audience for a right one.
 pub(super) struct Rules {
     typ: Vec<String>,
-    issuer: Vec<String>,
+    /// For each key, in the order of the config.
+    issuers: Vec<Vec<String>>,
     audience: Vec<String>,
     require: BTreeMap<String, Value>,
     subject_claim: String,
@@ -31,7 +32,7 @@ impl Rules {
     pub(super) fn new(jwt: &Jwt) -> Self {
         Self {
             typ: jwt.typ.clone(),
-            issuer: jwt.issuer.clone(),
+            issuers: jwt.keys.iter().map(|key| key.issuer.clone()).collect(),
             audience: jwt.audience.clone(),
             require: jwt.require.clone(),
             subject_claim: jwt.subject_claim.clone(),
@@ -48,13 +49,14 @@ impl Rules {
         )
     }
 
-    /// Every rule in its order: the first that is broken is the one to tell.
-    pub(super) fn judge(&self, claims: &Claims) -> [Ruling; 7] {
+    /// Every rule in its order: the first that is broken is the one to tell. `key` is the place
+    /// of the key that has signed them.
+    pub(super) fn judge(&self, claims: &Claims, key: usize) -> [Ruling; 7] {
         [
             ("types", self.check_types(claims)),
             ("exp", self.check_exp(claims)),
             ("nbf", self.check_nbf(claims)),
-            ("iss", self.check_issuer(claims)),
+            ("iss", self.check_issuer(claims, key)),
             ("aud", self.check_audience(claims)),
             ("require", self.check_required(claims)),
             ("subject", self.subject(claims).map(|_| ())),
@@ -86,11 +88,13 @@ impl Rules {
         when(nbf.is_none_or(|nbf| nbf <= latest), TokenFault::NotYetValid)
     }
 
-    fn check_issuer(&self, claims: &Claims) -> Result<(), TokenFault> {
+    /// Whoever has one key must not speak for the issuer of another.
+    fn check_issuer(&self, claims: &Claims, key: usize) -> Result<(), TokenFault> {
         let issuer = claims.get("iss").and_then(Value::as_str);
-        let is_accepted = |issuer| self.issuer.iter().any(|accepted| accepted == issuer);
+        let issuers = &self.issuers[key];
+        let is_accepted = |issuer| issuers.iter().any(|accepted| accepted == issuer);
         when(
-            self.issuer.is_empty() || issuer.is_some_and(is_accepted),
+            issuers.is_empty() || issuer.is_some_and(is_accepted),
             TokenFault::Issuer,
         )
     }

@@ -480,9 +480,30 @@ fn the_key_that_signed_gives_the_reason() {
 }
 
 #[test]
+fn a_key_speaks_for_its_own_issuers_only() {
+    let other = HMAC_KEY.replace(SECRET, OTHER_SECRET);
+    let jwt = jwt_with(&format!("{HMAC_KEY}issuer = ['https://own.test']\n{other}"));
+    let tokens = |issuer: &str| {
+        let claims = with("iss", json!(issuer));
+        let mine = sign(Algorithm::HS256, &claims);
+        (mine, hmac(&json!({"alg": "HS256"}), OTHER_SECRET, &claims))
+    };
+    let refused = Err(TokenFault::Issuer);
+    for (issuer, of_the_first, of_the_second) in [
+        ("https://own.test", Ok(()), refused),
+        ("https://a.test", refused, Ok(())),
+        ("https://b.test", refused, Ok(())),
+    ] {
+        let (first, second) = tokens(issuer);
+        assert_eq!(verify(&jwt, &first), of_the_first, "{issuer}");
+        assert_eq!(verify(&jwt, &second), of_the_second, "{issuer}");
+    }
+}
+
+#[test]
 fn what_is_not_configured_is_not_checked() {
     let mut jwt = jwt();
-    jwt.issuer.clear();
+    jwt.keys.iter_mut().for_each(|key| key.issuer.clear());
     jwt.audience.clear();
     jwt.require.clear();
     let mut claims = Map::new();

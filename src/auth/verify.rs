@@ -59,8 +59,8 @@ impl Verifier {
     pub(super) async fn verify(&self, token: &str) -> Result<Verified, TokenFault> {
         let header = Header::read(token)?;
         self.rules.check_typ(header.typ.as_deref())?;
-        let Opened { claims, .. } = self.keyring.open(token, &header.clue()).await?;
-        let rulings = self.rules.judge(&claims);
+        let Opened { claims, key } = self.keyring.open(token, &header.clue()).await?;
+        let rulings = self.rules.judge(&claims, key.index);
         rulings.into_iter().try_for_each(|(_, ruling)| ruling)?;
         self.verified(claims)
     }

@@ -36,8 +36,6 @@ pub struct Jwt {
     /// The first that is present decides.
     pub token_from: Vec<TokenSource>,
     /// Accepted values; empty: not checked.
-    pub issuer: Vec<String>,
-    /// Accepted values; empty: not checked.
     pub audience: Vec<String>,
     /// Claims that must have exactly this value.
     pub require: BTreeMap<String, Value>,
@@ -133,9 +131,9 @@ impl written::Auth {
             });
         }
         let expiries = [("close", Expiry::Close), ("ignore", Expiry::Ignore)];
+        let issuer = source.parse_list_or(self.issuer.as_ref(), &[], not_empty)?;
         Ok(Jwt {
             token_from: self.token_from(server, source)?,
-            issuer: source.parse_list_or(self.issuer.as_ref(), &[], not_empty)?,
             audience: source.parse_list_or(self.audience.as_ref(), &[], not_empty)?,
             require: self.require(source)?,
             typ: source.parse_list_or(self.typ.as_ref(), &[], typ)?,
@@ -145,7 +143,7 @@ impl written::Auth {
             keys: self
                 .key
                 .iter()
-                .map(|key| key::check(key, source))
+                .map(|key| key::check(key, &issuer, source))
                 .collect::<Result<_, _>>()?,
         })
     }

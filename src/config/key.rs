@@ -10,7 +10,7 @@ use toml::Spanned;
 use super::interpolate::{whole_file, without_newline};
 use super::jwks::Jwks;
 use super::source::Source;
-use super::value::{Wrong, one_of};
+use super::value::{Wrong, not_empty, one_of};
 use super::{ConfigError, written};
 use crate::secret::Secret;
 
@@ -19,6 +19,9 @@ use crate::secret::Secret;
 pub struct VerificationKey {
     /// At least one; all of the family of the key, or public ones for a JWKS.
     pub algorithms: Vec<Algorithm>,
+    /// Accepted values of `iss` in what it has signed: its own, or else those of `auth.issuer`.
+    /// Empty: not checked.
+    pub issuer: Vec<String>,
     /// Where its material comes from.
     pub origin: KeyOrigin,
 }
@@ -88,10 +91,15 @@ const RSA_MODULUS_BYTES: RangeInclusive<usize> = 256..=1024;
 
 pub(super) fn check(
     written: &Spanned<written::Key>,
+    all_issuers: &[String],
     source: &Source<'_>,
 ) -> Result<VerificationKey, ConfigError> {
     let key = written.get_ref();
     let algorithms = key.algorithms(source)?;
+    let mut issuer = source.parse_list_or(key.issuer.as_ref(), &[], not_empty)?;
+    if issuer.is_empty() {
+        issuer = all_issuers.to_owned();
+    }
     let material = [&key.secret, &key.public_key, &key.jwks_url];
     if let [_, second, ..] = material.into_iter().flatten().collect::<Vec<_>>()[..] {
         return Err(source.error(
@@ -101,8 +109,11 @@ pub(super) fn check(
     }
     if let Some(url) = &key.jwks_url {
         let jwks = key.jwks(url, &algorithms, source)?;
-        let origin = KeyOrigin::Jwks(jwks);
-        return Ok(VerificationKey { algorithms, origin });
+        return Ok(VerificationKey {
+            algorithms,
+            issuer,
+            origin: KeyOrigin::Jwks(jwks),
+        });
     }
     key.refuse_what_is_of_jwks(source)?;
     let (text, build): (_, Build) = match (&key.secret, &key.public_key) {
@@ -119,8 +130,11 @@ pub(super) fn check(
     let fixed = source.parse_hidden(text, |value| {
         build(value, &algorithms, whole_file(text.get_ref()))
     })?;
-    let origin = KeyOrigin::Fixed(fixed);
-    Ok(VerificationKey { algorithms, origin })
+    Ok(VerificationKey {
+        algorithms,
+        issuer,
+        origin: KeyOrigin::Fixed(fixed),
+    })
 }
 
 /// What makes a key of a text.

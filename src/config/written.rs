@@ -103,6 +103,7 @@ pub(super) struct Auth {
 #[serde(deny_unknown_fields)]
 pub(super) struct Key {
     pub(super) algorithms: Texts,
+    pub(super) issuer: Option<Texts>,
     pub(super) secret: Option<Text>,
     pub(super) public_key: Option<Text>,
     pub(super) jwks_url: Option<Text>,

@@ -148,12 +148,15 @@ impl Encoder {
         let mut ends = Vec::with_capacity(entries.len());
         for entry in entries {
             text.clear();
-            if let Err(reason) = self.push_entry(&mut text, key, entry) {
+            let pushed = self.push_entry(&mut text, key, entry);
+            if let Err(reason) = pushed {
                 omitted(reason);
                 text.clear();
                 self.push_omitted(&mut text, key, entry, reason);
             }
-            if self.cursor == CursorPlace::Shared && !text.is_empty() {
+            // An empty payload is a message too.
+            let is_message = pushed.is_ok() || !text.is_empty();
+            if self.cursor == CursorPlace::Shared && is_message {
                 push_header(&mut bytes, OpCode::Data(Data::Text), text.len());
             }
             bytes.extend_from_slice(text.as_bytes());
@@ -430,6 +433,20 @@ mod tests {
             r#"{"type":"event","cursor":"abcdef~7-1,0-0","stream":"s","id":"7-1","data":1}"#
         );
         assert_eq!(usize::from(out[1]), text.len());
+    }
+
+    #[test]
+    fn an_empty_payload_is_an_empty_message() {
+        let verbatim = encoder(
+            FormatKind::Verbatim {
+                field: "data".into(),
+            },
+            1,
+        );
+        let entries = [entry(&[("data", b"")])];
+        let encoded = verbatim.encode(&StreamKey::from("s"), &entries, |_| {});
+        assert_eq!(encoded.from(0)[..], *b"\x81\0");
+        assert_eq!(encoded.messages_from(0), 1);
     }
 
     #[test]

@@ -39,8 +39,9 @@ impl Router {
         self.check(&parts.headers, asked)?;
         let grant = self.grant(route, &parts.headers, asked, message).await?;
         let place = self.limits.enter_subject(grant.subject.as_deref())?;
-        let watches = self.attach(&grant).await?;
+        // Before anything is asked of Redis: a value that no url can hold ends here.
         let callback = prepare(route, &grant, &parts.headers)?;
+        let watches = self.attach(&grant).await?;
         let start = self
             .start(route, &grant, asked, &watches, callback.as_deref())
             .await?;

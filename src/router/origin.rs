@@ -42,8 +42,10 @@ fn host(authority: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use hyper::header::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
 
     fn headers(origin: &str, host: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -93,6 +95,25 @@ mod tests {
                 allowed,
                 "{origin}"
             );
+        }
+    }
+
+    proptest! {
+        /// Whatever stands before or behind it, another page's origin is not ours.
+        #[test]
+        fn no_other_origin_is_allowed(before in "[a-z@:/.]{0,9}", behind in "[a-z@:/.?#]{0,9}") {
+            let listed = [OriginPattern::Exact("https://app.example".to_owned())];
+            let origin = format!("{before}https://app.example{behind}");
+            let headers = headers(&origin, "app.example");
+            prop_assert_eq!(is_allowed(&headers, &listed), before.is_empty() && behind.is_empty());
+        }
+
+        #[test]
+        fn any_bytes_are_read(origin in "[ -~\u{80}-\u{ff}]{0,30}", host in "[ -~]{0,30}") {
+            let bytes: Vec<_> = origin.chars().map(|c| u8::try_from(c).unwrap()).collect();
+            let mut headers = headers("x", &host);
+            headers.insert(ORIGIN, HeaderValue::from_bytes(&bytes).unwrap());
+            let _either = is_allowed(&headers, &[]);
         }
     }
 }

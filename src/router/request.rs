@@ -100,3 +100,110 @@ pub(super) fn has_valid_key(headers: &HeaderMap) -> bool {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     matches!(key.as_bytes(), [body @ .., b'=', b'='] if body.len() == 22 && body.iter().all(is_base64))
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Config;
+
+    const CONFIG: &str = "
+[auth]
+mode = 'none'
+[[route]]
+name = 'a'
+path = '/a/{id}'
+streams = ['a:{id}:{query.part}']
+[[route]]
+name = 'any'
+path = '/any/{id}'
+params = { id = '(?s).*' }
+streams = ['any:{id}']
+";
+
+    fn routes() -> Vec<Route> {
+        Config::parse(CONFIG, "relay.toml", &|_| None)
+            .unwrap()
+            .routes
+    }
+
+    fn asked(uri: &str, headers: &HeaderMap, id: &str) -> Option<Asked> {
+        let encoded = BTreeMap::from([("id".to_owned(), id.to_owned())]);
+        Some(Asked::new(&uri.parse().ok()?, headers, encoded))
+    }
+
+    fn percent(text: &[u8]) -> String {
+        text.iter().map(|byte| format!("%{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn a_value_is_decoded_once() {
+        let routes = routes();
+        let params = |id: &str| {
+            asked("/", &HeaderMap::new(), id)
+                .unwrap()
+                .params(&routes[1])
+        };
+        for (encoded, decoded) in [
+            ("a%2Fb", "a/b"),
+            ("%2541", "%41"),
+            ("%", "%"),
+            ("%zz", "%zz"),
+            ("a+b", "a+b"),
+            ("%C3%A9", "\u{e9}"),
+        ] {
+            assert_eq!(params(encoded).unwrap()["id"], decoded, "{encoded}");
+        }
+        for not_text in ["%ff", "%c3", "%ed%a0%80", "%c0%af"] {
+            assert!(params(not_text).is_err(), "{not_text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_is_what_is_read(id: Vec<u8>) {
+            let read = asked("/", &HeaderMap::new(), &percent(&id)).unwrap().params(&routes()[1]);
+            match String::from_utf8(id) {
+                Ok(id) => prop_assert_eq!(&read.unwrap()["id"], &id),
+                Err(_) => prop_assert!(read.is_err()),
+            }
+        }
+
+        #[test]
+        fn nothing_passes_but_what_the_pattern_takes(
+            id in "[a-z%./0-9]{0,12}|.{0,12}",
+            part in "[a-z./]{0,8}|.{0,8}",
+        ) {
+            let query = form_urlencoded::Serializer::new(String::new()).append_pair("part", &part).finish();
+            let asked = asked(&format!("/?{query}&part=second"), &HeaderMap::new(), &id).unwrap();
+            if let Ok(params) = asked.params(&routes()[0]) {
+                let is_harmless = |c: char| c.is_ascii_alphanumeric() || "._~@-".contains(c);
+                for value in params.values() {
+                    prop_assert!((1..=128).contains(&value.len()) && value.chars().all(is_harmless));
+                }
+                prop_assert_eq!(&params["query.part"], &part);
+            }
+        }
+
+        #[test]
+        fn any_request_is_read(
+            query in "[ -~]{0,60}",
+            lines in prop::collection::vec("[ -~\u{80}-\u{ff}]{0,40}|relay\\.v1,?|bearer\\.[a-z.]{0,9}", 0..4),
+        ) {
+            let mut headers = HeaderMap::new();
+            for line in &lines {
+                let bytes: Vec<_> = line.chars().map(|c| u8::try_from(c).unwrap()).collect();
+                headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_bytes(&bytes).unwrap());
+                headers.append(SEC_WEBSOCKET_KEY, HeaderValue::from_bytes(&bytes).unwrap());
+            }
+            prop_assert!(!has_valid_key(&headers) || lines.len() == 1);
+            if let Some(asked) = asked(&format!("/?{query}"), &headers, "x") {
+                for offer in &asked.offered {
+                    prop_assert!(!offer.is_empty() && !offer.contains(',') && offer.trim() == offer);
+                }
+            }
+        }
+    }
+}

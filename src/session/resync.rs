@@ -38,7 +38,7 @@ impl Session {
     pub(super) fn lose(&mut self, index: usize, reason: LossReason) {
         let route = self.route.clone();
         route.meters().note_resync(reason);
-        debug!(route = route.name(), stream.key = %self.keys.as_slice()[index], reason = reason.as_str(), "session resyncs");
+        debug!(route = route.name(), stream.key = %self.keys.as_slice()[index].shown(), reason = reason.as_str(), "session resyncs");
         let has_snapshot = self.callback.is_some();
         self.resyncs.in_a_row += 1;
         let is_told_otherwise = self.route.message().control || has_snapshot;

@@ -51,6 +51,8 @@ impl Declared {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::stream::StreamKey;
 
@@ -86,5 +88,30 @@ mod tests {
         assert_eq!((ids, unknown), (vec![id("1-0"), id("2-0"), None], 0));
         let (ids, unknown) = declared(&keys, &["7-0", "d=1-0", "c=3-0"]);
         assert_eq!((ids, unknown), (vec![None, None, id("3-0")], 2));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_and_each_header_counts_once(
+            headers in prop::collection::vec("[ -~\u{80}-\u{ff}]{0,30}|[ab=]{0,3}=[0-9]{1,3}-[0-9]", 0..6),
+            names in prop::collection::vec("[ab=]{1,3}", 1..4),
+        ) {
+            let values: Vec<_> = headers
+                .iter()
+                .map(|text| text.chars().map(|c| u8::try_from(c).unwrap()).collect::<Vec<_>>())
+                .map(|bytes| HeaderValue::from_bytes(&bytes).unwrap())
+                .collect();
+            let keys = names.iter().map(|name| StreamKey::from(name.as_str())).collect();
+            let declared = read(&values, &StreamKeys::new(keys));
+            prop_assert_eq!(declared.ids.len(), names.len());
+            let known = headers.len() - usize::try_from(declared.unknown).unwrap();
+            let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+            let found = names.iter().zip(&declared.ids).filter(|(_, id)| id.is_some());
+            let found: std::collections::BTreeSet<_> = found.map(|(name, _)| name).collect();
+            prop_assert!(found.len() <= known && found.len() <= distinct.len());
+            for id in declared.ids.iter().flatten() {
+                prop_assert!(names.len() == 1 || !id.contains('='), "{}", id);
+            }
+        }
     }
 }

@@ -179,3 +179,92 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
         _ => StoreError::Unavailable(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    /// Whatever a server could send, often nearly what is expected.
+    fn any_reply() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Nil),
+            Just(Value::Okay),
+            any::<i64>().prop_map(Value::Int),
+            any::<bool>().prop_map(Value::Boolean),
+            any::<f64>().prop_map(Value::Double),
+            any::<Vec<u8>>().prop_map(Value::BulkString),
+            "[0-9]{1,3}-[0-9]|last-generated-id|length|entries-added|first-entry|role"
+                .prop_map(|text| bulk(&text)),
+            ".{0,9}".prop_map(Value::SimpleString),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            let values = prop::collection::vec(inner.clone(), 0..6);
+            let pairs = prop::collection::vec((inner.clone(), inner), 0..6);
+            prop_oneof![
+                values.clone().prop_map(Value::Array),
+                values.prop_map(Value::Set),
+                pairs.prop_map(Value::Map),
+            ]
+        })
+    }
+
+    fn entry_of(id: &str, fields: &[&str]) -> Value {
+        let fields = fields.iter().map(|text| bulk(text)).collect();
+        Value::Array(vec![bulk(id), Value::Array(fields)])
+    }
+
+    #[test]
+    fn an_entry_is_whole_or_none() {
+        let read = |entry| entries(Ok(Value::Array(vec![entry])));
+        let good = read(entry_of("7-1", &["a", "1", "a", "2"])).unwrap();
+        assert_eq!((good.len(), good[0].fields.len()), (1, 2));
+        assert!(read(entry_of("7-1", &[])).unwrap()[0].fields.is_empty());
+        for bad in [
+            entry_of("7-1", &["a"]),
+            entry_of("7", &["a", "1"]),
+            entry_of("07-1", &["a", "1"]),
+            entry_of("99999999999999999999-1", &["a", "1"]),
+            Value::Array(vec![bulk("7-1")]),
+            Value::Array(vec![bulk("7-1"), Value::Nil]),
+            Value::Nil,
+        ] {
+            assert!(read(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_reply_breaks_them(reply in any_reply()) {
+            let _errors_are_fine = (
+                entries(Ok(reply.clone())).is_ok(),
+                keys_with_news(Ok(reply.clone())).is_ok(),
+                role(Ok(reply.clone())).is_ok(),
+            );
+            if let Ok(Some(info)) = stream_info(Ok(reply)) {
+                prop_assert!(info.entries_added.is_none_or(|added| i64::try_from(added).is_ok()));
+                prop_assert!(i64::try_from(info.length).is_ok());
+            }
+        }
+
+        #[test]
+        fn entries_are_what_was_sent(
+            id: (u64, u64),
+            fields in prop::collection::vec((any::<Vec<u8>>(), any::<Vec<u8>>()), 0..5),
+        ) {
+            let flat = fields.iter().flat_map(|(name, value)| [name, value]);
+            let flat = flat.map(|bytes| Value::BulkString(bytes.clone())).collect();
+            let id = EntryId::new(id.0, id.1);
+            let sent = Value::Array(vec![bulk(&id.to_string()), Value::Array(flat)]);
+            let read = entries(Ok(Value::Array(vec![sent]))).unwrap();
+            prop_assert_eq!(read[0].id, id);
+            let seen: Vec<_> = read[0].fields.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+            prop_assert_eq!(seen, fields);
+        }
+    }
+}

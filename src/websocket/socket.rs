@@ -72,7 +72,7 @@ impl Socket {
         loop {
             // Only when there is something: tungstenite clears its buffer at each attempt. What
             // came with the handshake is there already.
-            if !std::mem::take(&mut self.has_early_bytes) {
+            if !self.has_early_bytes {
                 let readable = ready!(self.transport.poll_read_ready(cx));
                 if let Err(error) = readable {
                     return Poll::Ready(Err(error.into()));
@@ -98,7 +98,8 @@ impl Socket {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    // The readiness is used up: the next look at it waits.
+                    // The readiness is used up, and so is what came early: the next look waits.
+                    self.has_early_bytes = false;
                 }
                 Ok(message) => {
                     self.note_received(&message);

@@ -49,6 +49,8 @@
 #[path = "../support/support.rs"]
 mod support;
 
+mod abuse;
+mod acl;
 mod backpressure;
 mod bad_configs;
 mod callback;
@@ -69,6 +71,7 @@ mod jwks;
 mod keepalive;
 mod key_files;
 mod keys;
+mod leaks;
 mod limits;
 mod observing;
 mod outages;

@@ -34,8 +34,17 @@ impl Relay {
         Self::start_binary(env!("CARGO_BIN_EXE_relay").as_ref(), config).await
     }
 
+    /// The same with these variables in its environment.
+    pub(crate) async fn start_in(config: &Config, environment: &[(&str, &str)]) -> Self {
+        Self::launch(env!("CARGO_BIN_EXE_relay").as_ref(), config, environment).await
+    }
+
     /// The same with a relay of another build.
     pub(crate) async fn start_binary(binary: &OsStr, config: &Config) -> Self {
+        Self::launch(binary, config, &[]).await
+    }
+
+    async fn launch(binary: &OsStr, config: &Config, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the relay");
         let file = dir.path().join("relay.toml");
         std::fs::write(&file, config.text()).expect("a config file");
@@ -44,6 +53,7 @@ impl Relay {
                 .args(["run", "--config"])
                 .arg(&file)
                 .env_remove("RUST_LOG")
+                .envs(environment.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
@@ -146,6 +156,13 @@ impl Relay {
         self.log.lines().clone()
     }
 
+    /// Ends it, and says every line that it has ever printed.
+    pub(crate) async fn whole_log(&mut self) -> Vec<String> {
+        self.kill();
+        eventually("its pipes end", async || self.log.is_whole().then_some(())).await;
+        self.log_lines()
+    }
+
     pub(crate) fn log_contains(&self, text: &str) -> bool {
         self.log.lines().iter().any(|line| line.contains(text))
     }
@@ -180,6 +197,11 @@ impl Log {
                 log.lines().push(line);
             }
         });
+    }
+
+    /// Nobody else keeps lines any more.
+    fn is_whole(&self) -> bool {
+        Arc::strong_count(&self.lines) == 1
     }
 
     fn lines(&self) -> std::sync::MutexGuard<'_, Vec<String>> {

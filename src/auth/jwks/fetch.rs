@@ -36,7 +36,7 @@ pub enum JwksError {
     /// No connection, or it was lost before the whole answer was there.
     #[error("it could not be reached: {0}")]
     Unreachable(Arc<str>),
-    /// The whole took longer than [`TIMEOUT`].
+    /// The whole took longer than it may.
     #[error("no answer within {TIMEOUT:?}")]
     Timeout,
     /// Anything but 200. Redirects are not followed.

@@ -127,7 +127,7 @@ impl Connected<'_> {
     /// The feed goes on in a new epoch; each session asks with its own position.
     fn lose(&self, pull: &Pull, reason: LossReason) {
         let after = pull.known.position;
-        info!(stream.key = %pull.feed.key, %after, reason = reason.as_str(), "continuity lost");
+        info!(stream.key = %pull.feed.key.shown(), %after, reason = reason.as_str(), "continuity lost");
         let grown = pull.feed.restart(pull.info.as_ref(), self.number);
         self.note_growth(grown);
         self.shared.dirty.mark(&pull.feed, Mark::Asked);
@@ -135,7 +135,7 @@ impl Connected<'_> {
 
     /// One key that can't be read fails alone.
     fn fail(&self, feed: &Arc<Feed>, reason: Unreadable) {
-        warn!(stream.key = %feed.key, %reason, "stream can't be read, its clients are closed");
+        warn!(stream.key = %feed.key.shown(), %reason, "stream can't be read, its clients are closed");
         {
             let mut feeds = self.shared.feeds();
             feeds.remove(feed);
