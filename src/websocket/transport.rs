@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConnection;
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
@@ -153,7 +154,8 @@ impl Transport {
         loop {
             match self.tcp.try_read(&mut ignored) {
                 Ok(0) => return,
-                Ok(_) => {}
+                // Whoever sends without end must not keep the worker, nor its deadline from coming.
+                Ok(_) => consume_budget().await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.tcp.readable().await.is_err() {
                         return;
