@@ -90,6 +90,9 @@ pub async fn first_message(
                     ClientMessage::Auth(token) => Ok(token),
                     ClientMessage::Ping | ClientMessage::Unknown => Err(NoToken::Missing),
                 };
+                // More may have come with it, and looking whether the client is there meanwhile
+                // uses up what says so.
+                socket.look_again();
                 return Some((socket, token));
             }
             Err(end) => end,

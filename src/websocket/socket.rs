@@ -111,6 +111,12 @@ impl Socket {
         }
     }
 
+    /// The next attempt to receive does not wait for the kernel: there may be bytes that it does
+    /// not have any more.
+    pub(super) fn look_again(&mut self) {
+        self.has_early_bytes = true;
+    }
+
     /// What comes after a message is read ahead with it, and is forgiven.
     fn note_received(&mut self, message: &Message) {
         self.unfinished = match message {
