@@ -241,13 +241,14 @@ impl Session {
         self.timers.note_life();
     }
 
-    /// Takes a text message of the client.
-    pub fn receive(&mut self, text: &str) {
+    /// Takes a text message of the client. If it is one too many, the session ends: at once, for
+    /// what is decided waits for a client that may read nothing.
+    #[must_use]
+    pub fn receive(&mut self, text: &str) -> Option<Close> {
         let message = ClientMessage::parse(text);
         self.route.meters().note_client_message(&message);
         if !self.messages.allows() {
-            self.close(TOO_MANY_MESSAGES);
-            return;
+            return Some(Close::handshake(TOO_MANY_MESSAGES));
         }
         match message {
             // One answer for all pings that came while it could not be sent.
@@ -258,6 +259,7 @@ impl Session {
             ClientMessage::Auth(token) => self.renew(token),
             ClientMessage::Ping | ClientMessage::Unknown => {}
         }
+        None
     }
 
     /// The cursor after everything sent so far.

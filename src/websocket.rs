@@ -249,13 +249,13 @@ impl Connection {
 
     fn receive(&mut self, message: Message) -> Option<End> {
         self.session.note_life();
-        match message {
+        let close = match message {
             Message::Text(text) => self.session.receive(&text),
             // Binary is counted as what it is: nothing that a client may say.
             Message::Binary(_) => self.session.receive(""),
             control => return self.control.take(&control),
-        }
-        None
+        };
+        close.map(End::Closing)
     }
 }
 
