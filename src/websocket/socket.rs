@@ -72,7 +72,8 @@ impl Socket {
         loop {
             // Only when there is something: tungstenite clears its buffer at each attempt. What
             // came with the handshake is there already.
-            if !std::mem::take(&mut self.has_early_bytes) {
+            let is_early = std::mem::take(&mut self.has_early_bytes);
+            if !is_early {
                 let readable = ready!(self.transport.poll_read_ready(cx));
                 if let Err(error) = readable {
                     return Poll::Ready(Err(error.into()));
@@ -102,6 +103,8 @@ impl Socket {
                 }
                 Ok(message) => {
                     self.note_received(&message);
+                    // It may not have been the only one.
+                    self.has_early_bytes = is_early;
                     // Also an answer that this message asks for.
                     self.owes_answer |= matches!(message, Message::Ping(_) | Message::Close(_));
                     return Poll::Ready(Ok(message));

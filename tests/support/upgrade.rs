@@ -30,6 +30,7 @@ pub(crate) struct Upgrade {
     token: Option<String>,
     receive_buffer: Option<usize>,
     from: Option<IpAddr>,
+    early: Vec<u8>,
 }
 
 /// How the relay has answered.
@@ -86,6 +87,7 @@ impl Upgrade {
             token: Some(token("alice")),
             receive_buffer: None,
             from: None,
+            early: Vec::new(),
         }
     }
 
@@ -138,6 +140,12 @@ impl Upgrade {
         self
     }
 
+    /// Bytes that go in one segment with the head.
+    pub(crate) fn early(mut self, bytes: Vec<u8>) -> Self {
+        self.early = bytes;
+        self
+    }
+
     /// A client, or the test fails.
     pub(crate) async fn open(self) -> Client {
         let path = self.path.clone();
@@ -174,7 +182,8 @@ impl Upgrade {
     async fn exchange(self) -> Answer {
         let mut stream = self.connect().await;
         // A relay that has closed already shows when its answer is read.
-        stream.write_all(self.head().as_bytes()).await.ok();
+        let bytes = [self.head().as_bytes(), &self.early].concat();
+        stream.write_all(&bytes).await.ok();
         let Some(mut response) = read_head(&mut stream).await else {
             return Answer::Dropped;
         };
