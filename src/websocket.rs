@@ -90,9 +90,6 @@ pub async fn first_message(
                     ClientMessage::Auth(token) => Ok(token),
                     ClientMessage::Ping | ClientMessage::Unknown => Err(NoToken::Missing),
                 };
-                // More may have come with it, and looking whether the client is there meanwhile
-                // uses up what says so.
-                socket.look_again();
                 return Some((socket, token));
             }
             Err(end) => end,
@@ -102,6 +99,27 @@ pub async fn first_message(
     };
     socket.end(end).await;
     None
+}
+
+/// How a client has left.
+pub struct Left(End);
+
+/// Ready when a client has left while its token is looked at. Pings are answered meanwhile; a
+/// message is kept for the session, and nothing is read beyond it.
+pub async fn left(socket: &mut Socket) -> Left {
+    let mut control = ControlRate::new(0);
+    match poll_fn(|cx| socket.poll_first(cx, &mut control)).await {
+        Ok(text) => {
+            socket.keep(text);
+            std::future::pending().await
+        }
+        Err(end) => Left(end),
+    }
+}
+
+/// Ends the connection of a client that has left.
+pub async fn part(socket: Socket, left: Left) {
+    socket.end(left.0).await;
 }
 
 impl Socket {

@@ -132,15 +132,6 @@ impl Transport {
         }
     }
 
-    /// Ready when the peer has ended its side, unless there is something to be read before.
-    pub(super) async fn gone(&self) {
-        let mut byte = [0];
-        match self.tcp.peek(&mut byte).await {
-            Ok(0) | Err(_) => {}
-            Ok(_) => std::future::pending().await,
-        }
-    }
-
     /// Ends our side, and waits until the peer has ended its own. Closing with bytes unread would
     /// be a reset, and could overtake what was sent.
     pub(super) async fn part(&self) {

@@ -201,6 +201,30 @@ async fn what_comes_with_the_first_message_is_heard() {
     client.expect("pong").await;
 }
 
+#[tokio::test]
+async fn a_client_that_closes_while_it_is_looked_at_gives_its_place_back() {
+    let redis = Redis::start().await;
+    let api = FakeApi::start().await;
+    let config = Config::new(&redis)
+        .with("[auth]\ntoken_from = [\"first_message\"]")
+        .snapshot_from(&api)
+        .route("[snapshot]\nmax_in_flight = 1\ntimeout = \"1m\"");
+    let relay = Relay::start(&config).await;
+    api.close_gate();
+    let mut first = unknown(&relay).await;
+    first.send(auth(&token("alice"))).await;
+    api.called(1).await;
+    first.send_ping().await;
+    first.close(1001).await;
+    assert_eq!(first.expect_close(1001).await, "");
+    assert_eq!(first.pongs(), 1);
+    let mut second = unknown(&relay).await;
+    second.send(auth(&token("alice"))).await;
+    api.called(2).await;
+    api.open_gate();
+    second.expect_snapshot("connect").await;
+}
+
 /// A text message as it goes over the wire, masked with zeros.
 fn masked(text: &str) -> Vec<u8> {
     let length = u16::try_from(text.len()).expect("a short text");
