@@ -229,10 +229,13 @@ impl Session {
     }
 
     /// The transport is stuck: a page that was asked for would only take up room meanwhile. The
-    /// position is where it was, so it is asked for again.
-    pub fn note_stuck(&mut self) {
+    /// position is where it was, so it is asked for again. Anything else goes on: a callback has a
+    /// turn that others wait for.
+    pub fn note_stuck(&mut self, cx: &mut Context<'_>) {
         if matches!(self.stage, Stage::Streaming) {
             self.work = None;
+        } else if let Poll::Ready(done) = self.poll_work(cx) {
+            self.finish(done);
         }
     }
 

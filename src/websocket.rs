@@ -254,7 +254,7 @@ impl Connection {
         if let Poll::Ready(close) = self.session.poll_cut(cx) {
             return Poll::Ready(Err(End::Closing(close)));
         }
-        self.session.note_stuck();
+        self.session.note_stuck(cx);
         let write_timeout = self.session.route().write_timeout();
         let stuck = self
             .stuck
