@@ -39,6 +39,7 @@ use crate::store::StoreError;
 use crate::stream::{Cursor, EntryId, StreamKeys};
 use ending::Ending;
 use rate::MessageRate;
+use resync::Resyncs;
 use streaming::Tracked;
 use timers::{Due, Timers};
 
@@ -135,16 +136,6 @@ enum Done {
     /// Redis did not answer a moment ago; it can be asked again.
     Rested,
 }
-
-/// How often continuity was lost of late.
-#[derive(Default)]
-struct Resyncs {
-    in_a_row: u32,
-    last: Option<Instant>,
-}
-
-/// More than this many without becoming live in between end the session.
-const MAX_RESYNCS_IN_A_ROW: u32 = 3;
 
 impl Session {
     /// A session that begins as its opening says.
