@@ -39,6 +39,7 @@ use crate::store::StoreError;
 use crate::stream::{Cursor, EntryId, StreamKeys};
 use ending::Ending;
 use rate::MessageRate;
+use resync::Resyncs;
 use streaming::Tracked;
 use timers::{Due, Timers};
 
@@ -136,16 +137,6 @@ enum Done {
     Rested,
 }
 
-/// How often continuity was lost of late.
-#[derive(Default)]
-struct Resyncs {
-    in_a_row: u32,
-    last: Option<Instant>,
-}
-
-/// More than this many without becoming live in between end the session.
-const MAX_RESYNCS_IN_A_ROW: u32 = 3;
-
 impl Session {
     /// A session that begins as its opening says.
     pub fn new(opening: Opening) -> Self {
@@ -229,10 +220,13 @@ impl Session {
     }
 
     /// The transport is stuck: a page that was asked for would only take up room meanwhile. The
-    /// position is where it was, so it is asked for again.
-    pub fn note_stuck(&mut self) {
+    /// position is where it was, so it is asked for again. Anything else goes on: a callback has a
+    /// turn that others wait for.
+    pub fn note_stuck(&mut self, cx: &mut Context<'_>) {
         if matches!(self.stage, Stage::Streaming) {
             self.work = None;
+        } else if let Poll::Ready(done) = self.poll_work(cx) {
+            self.finish(done);
         }
     }
 
@@ -241,13 +235,14 @@ impl Session {
         self.timers.note_life();
     }
 
-    /// Takes a text message of the client.
-    pub fn receive(&mut self, text: &str) {
+    /// Takes a text message of the client. If it is one too many, the session ends: at once, for
+    /// what is decided waits for a client that may read nothing.
+    #[must_use]
+    pub fn receive(&mut self, text: &str) -> Option<Close> {
         let message = ClientMessage::parse(text);
         self.route.meters().note_client_message(&message);
         if !self.messages.allows() {
-            self.close(TOO_MANY_MESSAGES);
-            return;
+            return Some(Close::handshake(TOO_MANY_MESSAGES));
         }
         match message {
             // One answer for all pings that came while it could not be sent.
@@ -258,6 +253,7 @@ impl Session {
             ClientMessage::Auth(token) => self.renew(token),
             ClientMessage::Ping | ClientMessage::Unknown => {}
         }
+        None
     }
 
     /// The cursor after everything sent so far.

@@ -97,6 +97,27 @@ pub async fn first_message(
     None
 }
 
+/// How a client has left.
+pub struct Left(End);
+
+/// Ready when a client has left while its token is looked at. Pings are answered meanwhile; a
+/// message is kept for the session, and nothing is read beyond it.
+pub async fn left(socket: &mut Socket) -> Left {
+    let mut control = ControlRate::new(0);
+    match poll_fn(|cx| socket.poll_first(cx, &mut control)).await {
+        Ok(text) => {
+            socket.keep(text);
+            std::future::pending().await
+        }
+        Err(end) => Left(end),
+    }
+}
+
+/// Ends the connection of a client that has left.
+pub async fn part(socket: Socket, left: Left) {
+    socket.end(left.0).await;
+}
+
 impl Socket {
     fn poll_first(
         &mut self,
@@ -243,7 +264,7 @@ impl Connection {
         if let Poll::Ready(close) = self.session.poll_cut(cx) {
             return Poll::Ready(Err(End::Closing(close)));
         }
-        self.session.note_stuck();
+        self.session.note_stuck(cx);
         let write_timeout = self.session.route().write_timeout();
         let stuck = self
             .stuck
@@ -256,13 +277,13 @@ impl Connection {
 
     fn receive(&mut self, message: Message) -> Option<End> {
         self.session.note_life();
-        match message {
+        let close = match message {
             Message::Text(text) => self.session.receive(&text),
             // Binary is counted as what it is: nothing that a client may say.
             Message::Binary(_) => self.session.receive(""),
             control => return self.control.take(&control),
-        }
-        None
+        };
+        close.map(End::Closing)
     }
 }
 

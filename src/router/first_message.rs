@@ -43,12 +43,17 @@ impl Router {
                 return debug!("a client left during its upgrade");
             };
             let first = websocket::first_message(socket, deadline, router.drain.refusing()).await;
-            let Some((socket, token)) = first else { return };
+            let Some((mut socket, token)) = first else {
+                return;
+            };
             let admitted = match token {
                 Ok(token) => tokio::select! {
                     admitted = router.admit(&route, &parts, &asked, Some(&token)) => admitted,
                     () = router.drain.refusing() => Err(DRAINING),
-                    () = socket.gone() => return debug!("a client left while it was looked at"),
+                    left = websocket::left(&mut socket) => {
+                        debug!("a client left while it was looked at");
+                        return websocket::part(socket, left).await;
+                    }
                 },
                 Err(websocket::NoToken::Missing) => Err(router.authority.missing().refusal()),
                 Err(websocket::NoToken::Draining) => Err(DRAINING),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Uri};
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::Router;
@@ -53,7 +54,7 @@ impl Router {
         Some(Box::new(move |token| {
             let renewal = renewal.clone();
             Box::pin(async move {
-                let answer = renewal.judge(token).await;
+                let answer = renewal.judge_in_the_end(&token).await;
                 let outcome = answer.as_ref().map_or_else(|no| no.reason, |_| "accepted");
                 renewal.route.meters().note_renewal(answer.is_ok());
                 debug!(route = renewal.route.name(), outcome, "fresh token");
@@ -64,13 +65,28 @@ impl Router {
 }
 
 impl Renewal {
-    async fn judge(&self, token: Secret) -> Result<Renewed, Refusal> {
+    /// What can't be judged now is judged later: the token that the session has is still good. It
+    /// ends with that one, whatever comes of this.
+    async fn judge_in_the_end(&self, token: &Secret) -> Result<Renewed, Refusal> {
+        loop {
+            match self.judge(token).await {
+                Err(Refusal {
+                    outcome: Outcome::Overloaded,
+                    retry_after: Some(after),
+                    ..
+                }) => sleep(after).await,
+                judged => return judged,
+            }
+        }
+    }
+
+    async fn judge(&self, token: &Secret) -> Result<Renewed, Refusal> {
         let uri = Uri::try_from(&*self.uri).unwrap_or_default();
         let params = self.router.find(uri.path()).map(|(_, params)| params);
         let asked = Asked::new(&uri, &self.headers, params.unwrap_or_default());
         let grant = self
             .router
-            .grant(&self.route, &self.headers, &asked, Some(&token))
+            .grant(&self.route, &self.headers, &asked, Some(token))
             .await?;
         let is_same_subject =
             self.subject.is_some() && grant.subject.as_deref() == self.subject.as_deref();

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::begin::{positions, unproven};
-use super::{Done, First, MAX_RESYNCS_IN_A_ROW, ServedRoute, Session, Stage};
+use super::{Done, First, ServedRoute, Session, Stage};
 use crate::config::History;
 use crate::hub::feed::{Basis, Feed, Position};
 use crate::protocol::outcome::{Outcome, Refusal};
@@ -26,6 +26,15 @@ pub(super) struct Fresh {
     anew: Vec<(usize, EntryId, Position)>,
 }
 
+/// How often continuity was lost of late.
+#[derive(Default)]
+pub(super) struct Resyncs {
+    pub(super) in_a_row: u32,
+    last: Option<Instant>,
+}
+
+/// More than this many without becoming live in between end the session.
+const MAX_RESYNCS_IN_A_ROW: u32 = 3;
 /// Sessions of one stream are spread over this time.
 const SPREAD: Duration = Duration::from_secs(1);
 /// One session resyncs at most once in this time.
@@ -99,7 +108,7 @@ impl Session {
     }
 }
 
-impl super::Resyncs {
+impl Resyncs {
     fn delay(&mut self) -> Duration {
         let now = Instant::now();
         let pause = self.last.map_or(Duration::ZERO, |last| {

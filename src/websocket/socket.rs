@@ -27,6 +27,8 @@ pub struct Socket {
     owes_answer: bool,
     /// There may be bytes that the kernel does not have any more.
     has_early_bytes: bool,
+    /// A message that was received, and not yet dealt with.
+    kept: Option<Utf8Bytes>,
     /// Bytes of a message that is not complete, control frames among it apart.
     unfinished: usize,
     max_unfinished: usize,
@@ -63,11 +65,15 @@ impl Socket {
             unsent: VecDeque::new(),
             within_message: false,
             owes_answer: false,
+            kept: None,
         })
     }
 
     /// The client's next message. Pings and closes are answered on the way.
     pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, WsError>> {
+        if let Some(text) = self.kept.take() {
+            return Poll::Ready(Ok(Message::Text(text)));
+        }
         let mut budget = RECEIVE_BUDGET;
         loop {
             // Only when there is something: tungstenite clears its buffer at each attempt. What
@@ -110,6 +116,11 @@ impl Socket {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+    }
+
+    /// Puts a message back, to be received next.
+    pub(super) fn keep(&mut self, text: Utf8Bytes) {
+        self.kept = Some(text);
     }
 
     /// What comes after a message is read ahead with it, and is forgiven.
@@ -247,12 +258,6 @@ impl Socket {
         self.owes_answer = true;
         self.unsent.truncate(1);
         self.finish().await;
-    }
-
-    /// Ready when the peer is gone while nobody receives. What it sends meanwhile stays where it
-    /// is, and hides its leaving.
-    pub async fn gone(&self) {
-        self.transport.gone().await;
     }
 
     /// Drops the connection at once, with whatever the kernel still holds.

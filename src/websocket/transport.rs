@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConnection;
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
@@ -131,15 +132,6 @@ impl Transport {
         }
     }
 
-    /// Ready when the peer has ended its side, unless there is something to be read before.
-    pub(super) async fn gone(&self) {
-        let mut byte = [0];
-        match self.tcp.peek(&mut byte).await {
-            Ok(0) | Err(_) => {}
-            Ok(_) => std::future::pending().await,
-        }
-    }
-
     /// Ends our side, and waits until the peer has ended its own. Closing with bytes unread would
     /// be a reset, and could overtake what was sent.
     pub(super) async fn part(&self) {
@@ -153,7 +145,8 @@ impl Transport {
         loop {
             match self.tcp.try_read(&mut ignored) {
                 Ok(0) => return,
-                Ok(_) => {}
+                // Whoever sends without end must not keep the worker, nor its deadline from coming.
+                Ok(_) => consume_budget().await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.tcp.readable().await.is_err() {
                         return;

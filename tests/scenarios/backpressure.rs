@@ -242,3 +242,31 @@ async fn s16_a_history_that_is_trimmed_between_two_readers() {
     second.expect_events(1_001, 2_000).await;
     second.expect_live().await;
 }
+
+#[tokio::test]
+async fn a_client_that_stalls_within_a_resync_keeps_no_turn_at_the_api() {
+    let redis = Redis::start().await;
+    let api = FakeApi::start().await;
+    let config = Config::new(&redis)
+        .with("[server]\nsend_buffer = \"4KiB\"\n[client]\nmax_messages_per_second = 100_000")
+        .snapshot_from(&api)
+        .route("[snapshot]\nmax_in_flight = 1\ntimeout = \"1m\"\nqueue = \"1m\"\n[slow]\nwrite_timeout = \"1m\"");
+    let relay = Relay::start(&config).await;
+    redis.xadd(KEY, "1-0", "one").await;
+    let mut stalled = relay.upgrade(JOB).receive_buffer(4 * KIB).open().await;
+    stalled.expect_snapshot("connect").await;
+    stalled.expect_live().await;
+    api.close_gate();
+    redis.run(&format!("DEL {KEY}")).await;
+    api.called(2).await;
+    // Their answers are more than the kernels take.
+    let ping = [&[0x89, 0xfd, 0, 0, 0, 0][..], &[b'x'; 125]].concat();
+    stalled.send_bytes(&ping.repeat(80_000)).await;
+    stalled.send("this comes last").await;
+    relay
+        .metric_reaches("relay_client_messages_total", &[], 1.0)
+        .await;
+    api.open_gate();
+    let mut other = relay.open(JOB).await;
+    other.expect_snapshot("connect").await;
+}

@@ -94,3 +94,27 @@ async fn a_message_in_the_smallest_parts_is_taken() {
         client.expect("pong").await;
     }
 }
+
+/// An empty text message, masked.
+const EMPTY: [u8; 6] = [0x81, 0x80, 0, 0, 0, 0];
+
+#[tokio::test]
+async fn s27_messages_of_a_client_that_does_not_read() {
+    let redis = Redis::start().await;
+    let config = Config::new(&redis)
+        .with("[server]\nsend_buffer = \"4KiB\"")
+        .route("[slow]\nwrite_timeout = \"1m\"");
+    let relay = Relay::start(&config).await;
+    let mut flood = relay.upgrade(JOB).receive_buffer(4096).open().await;
+    flood.expect_live().await;
+    // More than the kernels take: it is stuck from here on.
+    redis.xadd(KEY, "1-0", &"x".repeat(256 * 1024)).await;
+    relay
+        .metric_reaches("relay_frames_sent_total", &[], 2.0)
+        .await;
+    flood.send_bytes(&EMPTY.repeat(100_000)).await;
+    let labels = [("route", "job"), ("code", "4429")];
+    relay
+        .metric_reaches("relay_closes_total", &labels, 1.0)
+        .await;
+}

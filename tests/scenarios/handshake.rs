@@ -192,3 +192,19 @@ async fn a_client_that_vanishes_leaves_nothing() {
         .await;
     relay.metric_reaches("relay_connections", &[], 0.0).await;
 }
+
+#[tokio::test]
+async fn messages_that_come_with_the_handshake_are_all_heard() {
+    let redis = Redis::start().await;
+    let relay = Relay::start(&Config::new(&redis)).await;
+    // A ping, and then one of ours; no further byte says that there is something to be read.
+    let early = [
+        &[0x89, 0x80, 0, 0, 0, 0][..],
+        &[0x81, 0x84, 0, 0, 0, 0],
+        b"ping",
+    ]
+    .concat();
+    let mut client = relay.upgrade(JOB).early(early).open().await;
+    client.ignore("live");
+    client.expect("pong").await;
+}

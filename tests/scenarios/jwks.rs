@@ -335,3 +335,28 @@ async fn s22_a_slow_issuer_delays_nobody_for_long() {
     });
     assert_eq!(unknown, UNAVAILABLE);
 }
+
+#[tokio::test]
+async fn a_fresh_token_waits_for_the_keys_on_a_live_socket() {
+    let redis = Redis::start().await;
+    let (old, new) = (IssuerKey::new("old"), IssuerKey::new("new"));
+    let issuer = issuer(&[&old]).await;
+    let keys = key_of(&issuer, "refresh = \"1h\"\ncooldown = \"1s\"");
+    let relay = Relay::start(&Config::new(&redis).with(&keys)).await;
+    let mut client = open(&relay, old.sign(&claims())).await;
+
+    issuer.answer(Reply::status(500));
+    let fresh = json!({ "type": "auth", "token": new.sign(&claims()) });
+    client.send(fresh.to_string()).await;
+    issuer.called(2).await;
+    redis.xadd(KEY, "1-0", "still there").await;
+    client.expect_event("1-0", "still there").await;
+
+    issuer.answer(set(&[&old, &new]));
+    let labels = [("route", "job"), ("outcome", "accepted")];
+    relay
+        .metric_reaches("relay_token_renewals_total", &labels, 1.0)
+        .await;
+    redis.xadd(KEY, "2-0", "renewed").await;
+    client.expect_event("2-0", "renewed").await;
+}

@@ -181,6 +181,67 @@ async fn s22_the_token_may_come_in_the_first_message() {
 }
 
 #[tokio::test]
+async fn what_comes_with_the_first_message_is_heard() {
+    let redis = Redis::start().await;
+    let api = FakeApi::start().await;
+    let config = Config::new(&redis)
+        .with("[auth]\ntoken_from = [\"first_message\"]")
+        .snapshot_from(&api);
+    let relay = Relay::start(&config).await;
+    api.close_gate();
+    let mut client = unknown(&relay).await;
+    // Both in one segment: no further byte says that there is something to be read.
+    let mut bytes = masked(&auth(&token("alice")));
+    bytes.extend(masked("ping"));
+    client.send_bytes(&bytes).await;
+    api.called(1).await;
+    api.open_gate();
+    client.expect_snapshot("connect").await;
+    client.ignore("live");
+    client.expect("pong").await;
+}
+
+#[tokio::test]
+async fn a_client_that_closes_while_it_is_looked_at_gives_its_place_back() {
+    let redis = Redis::start().await;
+    let api = FakeApi::start().await;
+    let config = Config::new(&redis)
+        .with("[auth]\ntoken_from = [\"first_message\"]")
+        .snapshot_from(&api)
+        .route("[snapshot]\nmax_in_flight = 1\ntimeout = \"1m\"");
+    let relay = Relay::start(&config).await;
+    api.close_gate();
+    let mut first = unknown(&relay).await;
+    first.send(auth(&token("alice"))).await;
+    api.called(1).await;
+    first.send_ping().await;
+    first.close(1001).await;
+    assert_eq!(first.expect_close(1001).await, "");
+    assert_eq!(first.pongs(), 1);
+    let mut second = unknown(&relay).await;
+    second.send(auth(&token("alice"))).await;
+    api.called(2).await;
+    api.open_gate();
+    second.expect_snapshot("connect").await;
+}
+
+/// A text message as it goes over the wire, masked with zeros.
+fn masked(text: &str) -> Vec<u8> {
+    let length = u16::try_from(text.len()).expect("a short text");
+    let mut bytes = vec![0x81];
+    match length {
+        0..126 => bytes.push(0x80 | text.len() as u8),
+        _ => {
+            bytes.push(0xfe);
+            bytes.extend(length.to_be_bytes());
+        }
+    }
+    bytes.extend([0; 4]);
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
+#[tokio::test]
 async fn s22_without_a_token_in_the_first_message_there_is_nothing() {
     let redis = Redis::start().await;
     let relay = with_first_message(&redis).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
@@ -307,6 +308,15 @@ impl Client {
     async fn send_message(&mut self, message: Message) {
         let sent = self.socket.send(message);
         within(DEADLINE, "a message to the relay", sent).await.ok();
+    }
+
+    /// Sends bytes that may be whole messages, parts of some, or none.
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) {
+        let MaybeTlsStream::Plain(tcp) = self.socket.get_mut() else {
+            panic!("only over plain connections");
+        };
+        let sent = tcp.write_all(bytes);
+        within(DEADLINE, "bytes to the relay", sent).await.ok();
     }
 
     /// Begins the closing handshake with this code.

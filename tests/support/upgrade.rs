@@ -30,6 +30,7 @@ pub(crate) struct Upgrade {
     token: Option<String>,
     receive_buffer: Option<usize>,
     from: Option<IpAddr>,
+    early: Vec<u8>,
 }
 
 /// How the relay has answered.
@@ -86,6 +87,7 @@ impl Upgrade {
             token: Some(token("alice")),
             receive_buffer: None,
             from: None,
+            early: Vec::new(),
         }
     }
 
@@ -135,6 +137,12 @@ impl Upgrade {
     /// From another address of this machine, such as 127.0.0.2.
     pub(crate) fn from(mut self, address: &str) -> Self {
         self.from = Some(address.parse().expect("an address"));
+        self
+    }
+
+    /// Bytes that go in one segment with the head.
+    pub(crate) fn early(mut self, bytes: Vec<u8>) -> Self {
+        self.early = bytes;
         self
     }
 
@@ -189,7 +197,8 @@ impl Upgrade {
 
     async fn exchange(self, mut stream: TcpStream) -> Answer {
         // A relay that has closed already shows when its answer is read.
-        stream.write_all(self.head().as_bytes()).await.ok();
+        let bytes = [self.head().as_bytes(), &self.early].concat();
+        stream.write_all(&bytes).await.ok();
         let Some(mut response) = read_head(&mut stream).await else {
             return Answer::Dropped;
         };
