@@ -99,6 +99,8 @@ pub struct Session {
     /// The stream whose turn it is: a busy one must not starve a quiet one.
     turn: usize,
     live: bool,
+    /// The transport was stuck since the session was last caught up.
+    was_stuck: bool,
     told_degraded: bool,
     owes_pong: bool,
     messages: MessageRate,
@@ -155,6 +157,7 @@ impl Session {
             renewing: None,
             turn: 0,
             live: false,
+            was_stuck: false,
             told_degraded: false,
             owes_pong: false,
             messages: MessageRate::new(route.client().max_messages_per_second),
@@ -223,6 +226,7 @@ impl Session {
     /// position is where it was, so it is asked for again. Anything else goes on: a callback has a
     /// turn that others wait for.
     pub fn note_stuck(&mut self, cx: &mut Context<'_>) {
+        self.was_stuck = true;
         if matches!(self.stage, Stage::Streaming) {
             self.work = None;
         } else if let Poll::Ready(done) = self.poll_work(cx) {

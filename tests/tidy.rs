@@ -66,7 +66,7 @@ const SPAWNING: [&str; 7] = [
     "thread::Builder",
 ];
 
-const PAPERS: [&str; 8] = [
+const PAPERS: [&str; 9] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",

@@ -18,7 +18,7 @@ use crate::tasks::Tasks;
 
 /// How often files are looked at; up to a quarter less or more, so that many relays don't ask a
 /// network file system at once.
-const EVERY: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(2);
 
 struct Watched {
     key: FixedKey,
@@ -56,15 +56,18 @@ pub(super) fn watch(
 impl Watched {
     async fn keep(mut self) {
         let mut problem = None;
+        // A file that is being written has half a key in it: what counts is seen twice.
+        let mut seen = None;
         loop {
             sleep(EVERY.mul_f64(rand::random_range(0.75..1.25))).await;
             let read = self.key.read_again(&self.algorithms).await;
             match read {
-                Ok(key) if key == self.key => problem = None,
-                Ok(key) => {
-                    problem = None;
+                Ok(key) if key == self.key => (problem, seen) = (None, None),
+                Ok(key) if seen.as_ref() == Some(&key) => {
+                    (problem, seen) = (None, None);
                     self.replace(key);
                 }
+                Ok(key) => seen = Some(key),
                 // Once, and not again until it is another one.
                 Err(error) if problem.as_ref() == Some(&error) => {}
                 Err(error) => {

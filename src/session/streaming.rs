@@ -52,6 +52,9 @@ impl Session {
                 return true;
             }
         }
+        if self.work.is_none() {
+            self.was_stuck = false;
+        }
         // Asking may have proven the last position that was missing.
         self.tell_status() || self.tell_live()
     }
@@ -167,6 +170,8 @@ impl Session {
             return Lag::Bearable;
         }
         match route.slow().then {
+            // A burst is before everybody for a moment: only who does not take it lags.
+            WhenLagging::Close | WhenLagging::Resync if !self.was_stuck => return Lag::Bearable,
             WhenLagging::Close => self.close(Refusal::new(Outcome::TooSlow, "too_slow")),
             WhenLagging::Resync => self.lose(index, LossReason::Lagged),
             WhenLagging::Conflate(_) => return Lag::Conflated,

@@ -154,7 +154,8 @@ impl World {
             Op::Stall { client } if !self.clients.is_empty() => {
                 let client = client.of(self.clients.len());
                 self.clients[client].reads = false;
-                self.clients[client].session.note_stuck();
+                let mut cx = Context::from_waker(Waker::noop());
+                self.clients[client].session.note_stuck(&mut cx);
                 self.clients[client].witness.fall_out_of_step(&self.history);
             }
             Op::Take { client, messages } if !self.clients.is_empty() => {

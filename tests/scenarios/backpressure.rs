@@ -218,6 +218,17 @@ async fn s15_a_burst_is_conflated_without_control_frames_too() {
 }
 
 #[tokio::test]
+async fn s15_a_burst_is_not_lagging() {
+    let redis = Redis::start().await;
+    let relay = Relay::start(&Config::new(&redis).route("[slow]\nmax_lag = 50")).await;
+    let mut client = relay.open(JOB).await;
+    client.expect_live().await;
+    let burst = (1..=300).map(|number| format!("XADD {KEY} {number}-0 data {number}"));
+    redis.transaction(&burst.collect::<Vec<_>>()).await;
+    client.expect_events(1, 300).await;
+}
+
+#[tokio::test]
 async fn s15_replaying_is_not_lagging() {
     let redis = Redis::start().await;
     let config = Config::new(&redis).route("history = \"all\"\n[slow]\nmax_lag = 50");
