@@ -49,9 +49,8 @@ fn resolve(inside: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result
         None => (inside, None),
     };
     if !is_name(name) {
-        return Err(format!(
-            "`${{{name}}}` is not understood; expected `${{NAME}}`, `${{NAME:-default}}` or `${{file:/path}}`"
-        ));
+        // It is not shown: it may be a part of a password that just looks so.
+        return Err("a `${…}` is not understood; expected `${NAME}`, `${NAME:-default}` or `${file:/path}`, and `$${` for a literal one".to_owned());
     }
     match (environment(name), default) {
         (_, Some(default)) if default.contains("${") => Err(format!(

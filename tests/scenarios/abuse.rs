@@ -743,3 +743,31 @@ async fn a_page_in_a_browser_of_this_machine_can_not_drain() {
     assert_eq!(relay.readyz().await.0, 200);
     unharmed(&redis, &relay, &mut other).await;
 }
+
+#[tokio::test]
+async fn s23_ends_that_no_clock_can_say() {
+    let redis = Redis::start().await;
+    let relay = Relay::start(&Config::new(&redis)).await;
+    let mut clients = Vec::new();
+    for exp in [
+        json!(253_402_300_800_u64),
+        json!(1_u64 << 53),
+        json!(i64::MAX),
+        json!(u64::MAX),
+        json!(1e18),
+    ] {
+        let token = token_with("alice", json!({ "exp": exp }));
+        let mut client = relay.upgrade(JOB).token(token).open().await;
+        client.expect_live().await;
+        clients.push(client);
+    }
+    for exp in [json!(1e20), json!(1e308), json!(-1), json!(0)] {
+        let token = token_with("alice", json!({ "exp": exp }));
+        let refusal = relay.upgrade(JOB).token(token).refused().await;
+        assert_eq!(refusal.code(), 4401, "{exp}");
+    }
+    redis.xadd(KEY, "1-0", "x").await;
+    for client in &mut clients {
+        client.expect_event("1-0", "x").await;
+    }
+}
