@@ -1,16 +1,21 @@
 //! Entries at a fixed rate, and clients that note how long each took.
 
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::support::client::{Client, Received};
 use crate::support::redis::Redis;
+use crate::support::wait::within;
 use crate::{KEY, KIB};
 
-/// So much is added at once; the rate says how often.
+/// What is due is added this often, or one entry at a time where that is less often.
 const TICK: Duration = Duration::from_millis(1);
+/// A run that is slower than this share of its rate says nothing: the machine is too small.
+const SUSTAINED: f64 = 0.95;
 
 /// The one clock of publisher and clients.
 #[derive(Clone, Copy)]
@@ -52,22 +57,32 @@ impl Flow {
     pub(crate) fn publish(&self, redis: &Redis, clock: Clock) -> JoinHandle<Duration> {
         let (url, first, last) = (redis.url(), self.first, self.last);
         let per_tick = self.per_second * u64::try_from(TICK.as_millis()).expect("short") / 1000;
-        assert!(per_tick > 0, "less than one entry in {TICK:?}");
+        let (per_tick, tick) = match per_tick {
+            0 => (1, Duration::from_secs(1).div_f64(self.per_second as f64)),
+            several => (several, TICK),
+        };
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build();
             let runtime = runtime.expect("a runtime for the publisher");
-            runtime.block_on(publish(&url, first, last, per_tick, clock))
+            runtime.block_on(publish(&url, first..=last, per_tick, tick, clock))
         })
     }
 }
 
-async fn publish(url: &str, first: u64, last: u64, per_tick: u64, clock: Clock) -> Duration {
+async fn publish(
+    url: &str,
+    numbers: RangeInclusive<u64>,
+    per_tick: u64,
+    tick: Duration,
+    clock: Clock,
+) -> Duration {
+    let (first, last) = numbers.into_inner();
     let client = ::redis::Client::open(url).expect("the URL is well-formed");
     let connection = client.get_multiplexed_async_connection().await;
     let mut connection = connection.expect("redis-server accepts connections");
-    let mut ticks = interval(TICK);
+    let mut ticks = interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let start = Instant::now();
     let mut number = first;
@@ -92,8 +107,36 @@ fn payload(number: u64, sent: u64) -> String {
     format!("{head}{:.<filling$}\"}}", "")
 }
 
+/// Publishes the flow while all of them read it; says what each entry took at each client.
+pub(crate) async fn all_follow(
+    clients: Vec<Client>,
+    flow: Flow,
+    redis: &Redis,
+    clock: Clock,
+) -> (Vec<Client>, Vec<u64>) {
+    let (limit, count) = (flow.duration() * 2 + Duration::from_secs(10), clients.len());
+    let published = flow.publish(redis, clock);
+    let flow = Arc::new(flow);
+    let mut reading = JoinSet::new();
+    for client in clients {
+        let flow = flow.clone();
+        reading.spawn(async move { follow(client, &flow, clock).await });
+    }
+    let read = within(limit, "every client gets every entry", reading.join_all()).await;
+    let took = published.await.expect("the publisher ends");
+    let rate = flow.duration().as_secs_f64() / took.as_secs_f64();
+    assert!(rate > SUSTAINED, "published at {rate:.2} of the rate");
+    let (mut clients, mut latencies) = (Vec::new(), Vec::new());
+    for (client, times) in read {
+        clients.push(client);
+        latencies.extend(times);
+    }
+    assert_eq!(clients.len(), count);
+    (clients, latencies)
+}
+
 /// Reads the whole flow, in order, and says how many microseconds each entry took.
-pub(crate) async fn follow(mut client: Client, flow: &Flow, clock: Clock) -> (Client, Vec<u64>) {
+async fn follow(mut client: Client, flow: &Flow, clock: Clock) -> (Client, Vec<u64>) {
     let mut latencies = Vec::new();
     for number in flow.first..=flow.last {
         let text = match client.receive().await {

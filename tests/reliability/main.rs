@@ -9,6 +9,7 @@ mod support;
 
 mod flow;
 mod history;
+mod hostile;
 mod machine;
 mod outage;
 mod report;
@@ -31,9 +32,9 @@ const MIB: u64 = 1024 * 1024;
 const ROUNDS: usize = 3;
 
 /// So that a client's end of each connection has a file descriptor too.
-const OPEN_FILES: u64 = 8192;
+const OPEN_FILES: u64 = 20_000;
 
-const MEASUREMENTS: [&str; 5] = ["stalled", "storm", "hung", "gone", "history"];
+const MEASUREMENTS: [&str; 6] = ["stalled", "storm", "hung", "gone", "history", "hostile"];
 
 fn main() -> ExitCode {
     let chosen = match chosen() {
@@ -86,6 +87,7 @@ async fn measure(name: &str, machine: &Machine) -> Report {
         "hung" => outage::measure(machine, outage::Kind::Hung).await,
         "gone" => outage::measure(machine, outage::Kind::Gone).await,
         "history" => history::measure(machine).await,
+        "hostile" => hostile::measure(machine).await,
         _ => unreachable!("{name} is not one of {MEASUREMENTS:?}"),
     }
 }

@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinSet;
-
-use crate::flow::{Clock, Flow, follow, percentile};
+use crate::flow::{Clock, Flow, all_follow, percentile};
 use crate::machine::Machine;
 use crate::report::{Report, Row, each, mebibytes, median, milliseconds};
 use crate::sampler::{Sampler, growth};
@@ -13,7 +11,6 @@ use crate::support::client::Client;
 use crate::support::config::Config;
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
-use crate::support::wait::within;
 use crate::{JOB, KEY, KIB, MIB, ROUNDS};
 
 const GOOD: usize = 50;
@@ -24,8 +21,6 @@ const OLDER: u64 = 20_000;
 const WARM_UP: u64 = 2_000;
 const ENTRIES: u64 = 50_000;
 const PER_SECOND: u64 = 2_000;
-/// A run that is slower than this share of its rate says nothing: the machine is too small.
-const SUSTAINED: f64 = 0.95;
 
 const MOST_GROWTH: i64 = 20 * MIB as i64;
 const MOST_RATIO: f64 = 1.2;
@@ -152,32 +147,4 @@ async fn stall(relay: &Relay, count: u64) -> Vec<Client> {
         stalled.push(upgrade.receive_buffer(4 * KIB).open().await);
     }
     stalled
-}
-
-/// Publishes the flow while all of them read it; says what each entry took at each client.
-async fn all_follow(
-    clients: Vec<Client>,
-    flow: Flow,
-    redis: &Redis,
-    clock: Clock,
-) -> (Vec<Client>, Vec<u64>) {
-    let (limit, count) = (flow.duration() * 2 + Duration::from_secs(10), clients.len());
-    let published = flow.publish(redis, clock);
-    let flow = std::sync::Arc::new(flow);
-    let mut reading = JoinSet::new();
-    for client in clients {
-        let flow = flow.clone();
-        reading.spawn(async move { follow(client, &flow, clock).await });
-    }
-    let read = within(limit, "every client gets every entry", reading.join_all()).await;
-    let took = published.await.expect("the publisher ends");
-    let rate = flow.duration().as_secs_f64() / took.as_secs_f64();
-    assert!(rate > SUSTAINED, "published at {rate:.2} of the rate");
-    let (mut clients, mut latencies) = (Vec::new(), Vec::new());
-    for (client, times) in read {
-        clients.push(client);
-        latencies.extend(times);
-    }
-    assert_eq!(clients.len(), count);
-    (clients, latencies)
 }
