@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test page-test lint fmt check
+.PHONY: demo test page-test lint fmt check bench bench-lint
 
 demo:
 	@$(PYTHON) scripts/demo
@@ -20,6 +20,15 @@ fmt:
 
 test:
 	@scripts/test
+
+# Half an hour, and the machine should have nothing else to do; docs/PERFORMANCE.md says more.
+bench:
+	@$(PYTHON) bench/run
+
+bench-lint:
+	cargo fmt --check --manifest-path bench/Cargo.toml
+	cargo clippy --manifest-path bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench --all-targets -- -D warnings
+	cargo test --manifest-path bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench
 
 # The page in a real browser, where there is one.
 page-test:
