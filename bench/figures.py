@@ -186,8 +186,16 @@ class Runs:
                 one,
                 all_streams,
             ),
-            self._row("growth", "RSS of one more client, bytes", None, client_bytes),
-            self._row("growth", "RSS of one more stream, bytes", None, stream_bytes),
+            self._row(
+                "growth", "RSS of one more client, bytes", None, client_bytes, many
+            ),
+            self._row(
+                "growth",
+                "RSS of one more stream, bytes",
+                None,
+                stream_bytes,
+                all_streams,
+            ),
         ]
 
     def growth_cells(self) -> list[list[str]]:

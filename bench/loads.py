@@ -149,7 +149,7 @@ LOADS = [
     *[
         Load(
             f"streams-{streams}",
-            f'{streams:,} streams with 1 client each, 2,000 entries/s in all, `hold = "0ms"`',
+            f'{streams:,} × 1 stream with 1 client, 2,000 entries/s in all, `hold = "0ms"`',
             {"clients": streams, "groups": streams, "rate": 2000, "connecting": 256},
             has_floor=False,
             hold="0ms",

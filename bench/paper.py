@@ -63,7 +63,7 @@ def _made(result: dict[str, Any]) -> str:
     made = result["made"]
     lines = [
         f"Commit {made['commit']}, {made['date']}. {made['cpu']}, Linux {made['kernel']}, {made['redis']}.",
-        f"{made['rounds']} rounds of {made['seconds']:g} s; {made['pinned']}.",
+        f"Rounds: {made['rounds']}, of {made['seconds']:g} s each; {made['pinned']}.",
         "A load marked ~ was disturbed: others used more than 0.15 of a core during it.",
     ]
     return "\n".join(lines)

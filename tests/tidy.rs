@@ -66,12 +66,13 @@ const SPAWNING: [&str; 7] = [
     "thread::Builder",
 ];
 
-const PAPERS: [&str; 6] = [
+const PAPERS: [&str; 7] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/OPERATIONS.md",
+    "docs/PERFORMANCE.md",
     "docs/PROTOCOL.md",
 ];
 
