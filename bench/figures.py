@@ -269,7 +269,11 @@ def _minus(value: float | None, other: float | None) -> float | None:
 
 
 def times(ratio: float | None) -> str:
-    return "?" if ratio is None else f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
+    if ratio is None:
+        return "?"
+    if 0 < ratio < 0.1:
+        return f"1/{1 / ratio:.0f}"
+    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
 
 
 def shown(value: float | None) -> str:

@@ -34,15 +34,23 @@ pub(crate) struct Machine {
     pub(crate) busy_s: f64,
     /// Taken by the hypervisor.
     pub(crate) steal_s: f64,
+    pub(crate) cpus: usize,
 }
 
 impl Machine {
     pub(crate) fn now() -> Self {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let mut lines = stat.lines().take_while(|line| line.starts_with("cpu"));
+        let all = lines.next().unwrap_or_default();
+        let steal = all.split_whitespace().nth(8);
         Self {
             // The machine's own count in /proc/stat is sampled at ticks, and wrong by up to a core
             // where processes wake and sleep between them.
             busy_s: processes().filter_map(|pid| with_children_s(&pid)).sum(),
-            steal_s: steal_s().unwrap_or(0.0),
+            steal_s: steal
+                .and_then(|ticks| ticks.parse().ok())
+                .map_or(0.0, seconds),
+            cpus: lines.count(),
         }
     }
 }
@@ -61,12 +69,6 @@ fn with_children_s(pid: &str) -> Option<f64> {
     let fields = rest.split_whitespace().skip(UTIME_AFTER_NAME).take(4);
     let ticks: f64 = fields.filter_map(|field| field.parse::<f64>().ok()).sum();
     Some(seconds(ticks))
-}
-
-fn steal_s() -> Option<f64> {
-    let text = fs::read_to_string("/proc/stat").ok()?;
-    let steal = text.lines().next()?.split_whitespace().nth(8)?;
-    Some(seconds(steal.parse().ok()?))
 }
 
 fn seconds(ticks: f64) -> f64 {

@@ -73,7 +73,10 @@ impl Report {
         let server_s = to.server.cpu_s - from.server.cpu_s;
         let redis_s = to.redis.cpu_s - from.redis.cpu_s;
         let load_s = to.load.cpu_s - from.load.cpu_s;
-        let others_s = to.machine.busy_s - from.machine.busy_s - server_s - redis_s - load_s;
+        let busy_s = to.machine.busy_s - from.machine.busy_s;
+        // A process that is reaped during a look may be counted twice, or not at all.
+        let most_s = to.machine.cpus as f64 * seconds;
+        let others_s = (busy_s - server_s - redis_s - load_s).clamp(0.0, most_s);
         json!({
             "clients": self.options.clients,
             "streams": self.options.streams(),
