@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test page-test reliability torture lint fmt check image chart chart-test pod-test
+.PHONY: demo test page-test reliability torture bench bench-lint lint fmt check image chart chart-test pod-test
 
 demo:
 	@$(PYTHON) scripts/demo
@@ -34,6 +34,15 @@ reliability:
 torture:
 	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
 		cargo test --quiet --profile $${TORTURE_PROFILE:-release} --test torture
+
+# Half an hour, and the machine should have nothing else to do; docs/PERFORMANCE.md says more.
+bench:
+	@$(PYTHON) bench/run
+
+bench-lint:
+	cargo fmt --check --manifest-path bench/Cargo.toml
+	cargo clippy --manifest-path bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench --all-targets -- -D warnings
+	cargo test --manifest-path bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench
 
 # The page in a real browser, where there is one.
 page-test:

@@ -66,13 +66,14 @@ const SPAWNING: [&str; 7] = [
     "thread::Builder",
 ];
 
-const PAPERS: [&str; 9] = [
+const PAPERS: [&str; 10] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/KUBERNETES.md",
     "docs/OPERATIONS.md",
+    "docs/PERFORMANCE.md",
     "docs/PROTOCOL.md",
     "docs/RELIABILITY.md",
     "docs/SECURITY.md",
