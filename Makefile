@@ -23,8 +23,8 @@ fmt:
 test:
 	@scripts/test
 
-# The figures of docs/RELIABILITY.md on this machine, with a release build: six minutes after it is built.
-# RELIABILITY_ONLY=stalled (or storm, hung, gone, history) takes one, RELAY_BIN another relay.
+# The figures of docs/RELIABILITY.md on this machine, with a release build: nine minutes after it is built.
+# RELIABILITY_ONLY=stalled (or storm, hung, gone, history, hostile) takes one, RELAY_BIN another relay.
 reliability:
 	@REDIS_SERVER=$$($(PYTHON) scripts/find-redis) && export REDIS_SERVER && \
 		cargo test --release --test reliability
