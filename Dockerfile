@@ -8,8 +8,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 # Cargo wants every target that the manifest names to be there; tests and benches are not needed.
-RUN sed -n 's/^path = "\(.*\)"$/\1/p' Cargo.toml | while read -r file; do \
-      mkdir -p "$(dirname "$file")" && touch "$file"; done
+RUN sed -n 's/^path = "\(.*\)"$/\1/p' Cargo.toml >targets && \
+    while read -r file; do mkdir -p "$(dirname "$file")" && touch "$file"; done <targets
 # The caches outlive the build: after an edit only relay itself is compiled. The target
 # directory is no part of the image, so the binary is copied out of it.
 RUN --mount=type=cache,id=relay-registry,target=/usr/local/cargo/registry \

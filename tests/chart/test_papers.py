@@ -133,10 +133,10 @@ def test_compose(relay: Path) -> None:
 def test_the_workflow_does_what_ci_does() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     runs = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
-    for command in ("make lint", "make test", "make chart-test", "make pod-test", "cargo deny check"):
+    for command in ("make lint", "make test", "make torture", "make chart-test", "make pod-test", "cargo deny check"):
         assert any(command in run for run in runs), command
     local = (ROOT / ".ci" / "run").read_text()
-    for command in ("make lint", "make test", "make chart-test", "make pod-test"):
+    for command in ("make lint", "scripts/test torture", "make chart-test", "make pod-test"):
         assert command in local, command
     version = re.search(r"cargo-deny --version (\S+)", local)
     assert version and any(version[1] in run for run in runs)
