@@ -10,6 +10,7 @@
 mod begin;
 mod conflation;
 pub mod ending;
+mod gathering;
 mod output;
 mod presence;
 pub mod rate;
@@ -262,8 +263,12 @@ impl Session {
 
     /// The cursor after everything sent so far.
     fn cursor(&self) -> String {
-        let ids = self.streams.iter().map(|stream| stream.position.id);
-        Cursor::display(ids, &self.keys).to_string()
+        Cursor::display(self.ids(), &self.keys).to_string()
+    }
+
+    /// Where it stands in each of its streams.
+    fn ids(&self) -> impl Iterator<Item = EntryId> + Clone {
+        self.streams.iter().map(|stream| stream.position.id)
     }
 
     fn tell(&mut self, frame: &ControlFrame<'_>) {

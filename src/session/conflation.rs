@@ -2,12 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::{Batch, Output, Session};
+use super::{Output, Session};
 use crate::config::WhenLagging;
-use crate::hub::chunk::{BATCH_BYTES, FormatId, Slice};
+use crate::hub::chunk::{FormatId, Slice};
 use crate::hub::feed::{After, Epoch, Reach};
 use crate::protocol::ControlFrame;
-use crate::stream::{Cursor, EntryId};
 
 /// How far a session that conflates looks ahead in the ring. What is sent of it is a batch like
 /// any other.
@@ -19,11 +18,8 @@ const LOOK_AHEAD: Reach = Reach {
 impl Session {
     /// Whether only the newest entry of each key is sent.
     pub(super) fn is_conflating(&self, index: usize) -> bool {
-        let slow = self.route.slow();
-        let lag = self.streams[index].lag();
-        self.live
-            && matches!(slow.then, WhenLagging::Conflate(_))
-            && slow.max_lag.is_some_and(|most| lag > most)
+        let then = &self.route.slow().then;
+        matches!(then, WhenLagging::Conflate(_)) && self.is_past_max_lag(index)
     }
 
     /// Of what the ring has.
@@ -42,32 +38,23 @@ impl Session {
     pub(super) fn send_newest(&mut self, index: usize, slices: &[Slice], epoch: Epoch) {
         let format = self.route.format();
         let is_newest = newest_of_each_key(slices, format);
-        let encoder = self.route.encoder();
-        let mut ids: Vec<EntryId> = self.streams.iter().map(|s| s.position.id).collect();
-        let (mut messages, mut count) = (Vec::new(), 0);
+        let mut gathering = self.gather(index);
+        let mut last = self.streams[index].position.id;
         let (mut passed, mut folded) = (0, 0);
         let pieces = slices.iter().flat_map(|slice| slice.pieces(format));
         for ((id, piece), is_newest) in pieces.zip(is_newest) {
-            if is_newest && messages.len() >= BATCH_BYTES {
+            if is_newest && gathering.is_full() {
                 break;
             }
-            passed += 1;
-            ids[index] = id;
-            if !is_newest {
-                folded += 1;
-            } else if !piece.is_empty() {
-                count += 1;
-                match encoder.needs_cursor() {
-                    true => {
-                        let cursor = Cursor::display(ids.iter().copied(), &self.keys);
-                        encoder.push_with_cursor(&mut messages, &cursor, piece);
-                    }
-                    false => messages.extend_from_slice(piece),
-                }
+            (last, passed) = (id, passed + 1);
+            match is_newest {
+                true => gathering.push(id, piece),
+                false => folded += 1,
             }
         }
+        let batch = gathering.into_batch();
         self.note_latency(slices);
-        self.streams[index].pass(ids[index], epoch, passed);
+        self.streams[index].pass(last, epoch, passed);
         if folded > 0 {
             self.route.meters().note_conflated(folded);
             let keys = self.keys.clone();
@@ -76,8 +63,7 @@ impl Session {
                 folded,
             });
         }
-        if count > 0 {
-            let batch = Batch::new(vec![messages.into()], count);
+        if batch.count > 0 {
             self.outbox.push_back(Output::Messages(batch));
         }
     }
@@ -86,11 +72,9 @@ impl Session {
 /// For each entry whether no later one has its key. Entries without a key are always kept.
 fn newest_of_each_key(slices: &[Slice], format: FormatId) -> Vec<bool> {
     let mut seen = HashSet::new();
-    let keys = slices.iter().flat_map(|slice| slice.keys(format));
-    let keys: Vec<_> = keys.collect();
-    let mut is_newest: Vec<bool> = keys
-        .into_iter()
-        .rev()
+    let newest_first = slices.iter().rev();
+    let newest_first = newest_first.flat_map(|slice| slice.keys(format).iter().rev());
+    let mut is_newest: Vec<bool> = newest_first
         .map(|key| key.as_ref().is_none_or(|key| seen.insert(key)))
         .collect();
     is_newest.reverse();

@@ -11,7 +11,7 @@ use crate::hub::feed::{After, Basis, Epoch, Position, Watch, now_ms};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::{ControlFrame, LossReason};
 use crate::store::StoreError;
-use crate::stream::{Cursor, EntryId};
+use crate::stream::EntryId;
 
 /// What a session knows of one of its streams.
 pub(super) struct Tracked {
@@ -118,30 +118,18 @@ impl Session {
 
     fn batch(&self, index: usize, slices: &[Slice]) -> Batch {
         let format = self.route.format();
-        let encoder = self.route.encoder();
-        if !encoder.needs_cursor() {
+        if !self.route.encoder().needs_cursor() {
             let count = slices.iter().map(|slice| slice.message_count(format)).sum();
             return Batch::new(
                 slices.iter().map(|slice| slice.messages(format)).collect(),
                 count,
             );
         }
-        let mut ids: Vec<EntryId> = self
-            .streams
-            .iter()
-            .map(|stream| stream.position.id)
-            .collect();
-        let mut messages = Vec::new();
-        let mut count = 0;
+        let mut gathering = self.gather(index);
         for (id, piece) in slices.iter().flat_map(|slice| slice.pieces(format)) {
-            ids[index] = id;
-            if !piece.is_empty() {
-                let cursor = Cursor::display(ids.iter().copied(), &self.keys);
-                encoder.push_with_cursor(&mut messages, &cursor, piece);
-                count += 1;
-            }
+            gathering.push(id, piece);
         }
-        Batch::new(vec![messages.into()], count)
+        gathering.into_batch()
     }
 
     /// Of the batch's oldest entry, the one that has waited longest.
@@ -163,12 +151,11 @@ impl Session {
         if !self.live {
             return Lag::Bearable;
         }
-        let lag = self.streams[index].lag();
-        self.route.meters().note_lag(lag);
-        let route = self.route.clone();
-        if route.slow().max_lag.is_none_or(|most| lag <= most) {
+        self.route.meters().note_lag(self.streams[index].lag());
+        if !self.is_past_max_lag(index) {
             return Lag::Bearable;
         }
+        let route = self.route.clone();
         match route.slow().then {
             // A burst is before everybody for a moment: only who does not take it lags.
             WhenLagging::Close | WhenLagging::Resync if !self.was_stuck => return Lag::Bearable,
@@ -177,6 +164,13 @@ impl Session {
             WhenLagging::Conflate(_) => return Lag::Conflated,
         }
         Lag::Ended
+    }
+
+    /// Whether the session has more entries of this stream before it than its route allows.
+    /// Replaying is not lagging.
+    pub(super) fn is_past_max_lag(&self, index: usize) -> bool {
+        let lag = self.streams[index].lag();
+        self.live && self.route.slow().max_lag.is_some_and(|most| lag > most)
     }
 
     fn ask_backlog(&mut self, index: usize, epoch: Epoch) {
