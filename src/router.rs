@@ -22,11 +22,10 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Request, Uri};
-use tokio::time::timeout;
 use tracing::debug;
 
 use crate::auth::Authority;
-use crate::config::{Config, Reject};
+use crate::config::{Config, Reject, Route};
 use crate::hub::Hub;
 use crate::metrics::{CONNECTS, Metrics};
 use crate::protocol::outcome::{Outcome, Refusal};
@@ -87,17 +86,11 @@ impl Router {
             ))
         };
         let routes: Vec<_> = (0..config.routes.len()).map(served).collect();
-        let mut paths = matchit::Router::new();
-        for (index, route) in config.routes.iter().enumerate() {
-            paths
-                .insert(&route.path, index)
-                .expect("the config has checked that paths don't conflict");
-        }
         Self {
             authority,
             limits: Limits::new(&config.server),
             routes,
-            paths,
+            paths: paths(&config.routes),
             hub,
             drain,
             tasks,
@@ -218,21 +211,14 @@ impl Router {
         admitted: Admitted,
         held: H,
     ) -> Answer {
-        let Ok((answer, upgrade)) = self.upgrade(request, asked, route.max_client_message()) else {
+        let Ok((answer, socket)) = self.upgrade(request, asked, route.max_client_message()) else {
             return status_answer(&BAD_HANDSHAKE);
         };
         let session = self.session(route, request.uri(), request.headers(), admitted, held);
-        let (tasks, config) = (
-            self.tasks.clone(),
-            websocket::receive_config(route.max_client_message()),
-        );
-        let deadline = self.config.server.handshake_timeout;
-        // The session is a task of its own: the one that waits for the upgrade is as large as
-        // everything that it has awaited.
+        let tasks = self.tasks.clone();
         self.tasks.spawn("upgrade", async move {
-            match timeout(deadline, Socket::upgraded(upgrade, config)).await {
-                Ok(Some(socket)) => drop(tasks.spawn("session", websocket::serve(socket, session))),
-                Ok(None) | Err(_) => debug!("a client left during its upgrade"),
+            if let Some(socket) = socket.await {
+                start(&tasks, socket, session);
             }
         });
         answer
@@ -270,15 +256,11 @@ impl Router {
             Reject::Abort => Err(Aborted),
             Reject::Http => Ok(status_answer(&refusal)),
             Reject::Close => {
-                let Ok((answer, upgrade)) = self.upgrade(request, asked, 0) else {
+                let Ok((answer, socket)) = self.upgrade(request, asked, 0) else {
                     return Ok(status_answer(&refusal));
                 };
-                let deadline = self.config.server.handshake_timeout;
                 self.tasks.spawn("refusal", async move {
-                    let config = websocket::receive_config(0);
-                    if let Ok(Some(socket)) =
-                        timeout(deadline, Socket::upgraded(upgrade, config)).await
-                    {
+                    if let Some(socket) = socket.await {
                         websocket::refuse(socket, refusal).await;
                     }
                     drop(held);
@@ -287,4 +269,21 @@ impl Router {
             }
         }
     }
+}
+
+/// Serves the session as a task of its own: one that waited for its upgrade or its token is as
+/// large as everything that it has awaited.
+fn start(tasks: &Tasks, socket: Socket, session: Session) {
+    drop(tasks.spawn("session", websocket::serve(socket, session)));
+}
+
+/// The places of these routes, by their paths.
+fn paths(routes: &[Route]) -> matchit::Router<usize> {
+    let mut paths = matchit::Router::new();
+    for (index, route) in routes.iter().enumerate() {
+        paths
+            .insert(&route.path, index)
+            .expect("the config has checked that paths don't conflict");
+    }
+    paths
 }

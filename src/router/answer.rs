@@ -4,17 +4,17 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
+    ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_tungstenite::HyperWebsocket;
+use tokio::time::timeout;
+use tracing::debug;
 
-use super::BAD_HANDSHAKE;
-use super::Router;
 use super::request::{Asked, has_valid_key};
+use super::{BAD_HANDSHAKE, Router};
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::websocket;
+use crate::websocket::{self, Socket};
 
 /// An answer with its whole body.
 pub type Answer = Response<Full<Bytes>>;
@@ -61,19 +61,18 @@ fn error_answer(status: StatusCode, reason: &str) -> Answer {
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // Whoever neither upgrades nor goes would keep a place.
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
     answer
 }
 
 impl Router {
-    /// The answer that accepts an upgrade, and what becomes of it.
+    /// The answer that accepts an upgrade, and the socket that comes of it; `None` if the client
+    /// leaves meanwhile, or takes too long.
     pub(super) fn upgrade(
         &self,
         request: &mut Request<Incoming>,
         asked: &Asked,
         max_message: usize,
-    ) -> Result<(Answer, HyperWebsocket), ()> {
+    ) -> Result<(Answer, impl Future<Output = Option<Socket>> + Send + use<>), ()> {
         let config = websocket::receive_config(max_message);
         let (mut answer, upgrade) =
             hyper_tungstenite::upgrade(request, Some(config)).map_err(|_| ())?;
@@ -85,6 +84,15 @@ impl Router {
                 .headers_mut()
                 .insert(SEC_WEBSOCKET_PROTOCOL, selected);
         }
-        Ok((answer, upgrade))
+        let deadline = self.config.server.handshake_timeout;
+        let socket = async move {
+            let upgraded = timeout(deadline, Socket::upgraded(upgrade, config)).await;
+            let socket = upgraded.ok().flatten();
+            if socket.is_none() {
+                debug!("a client left during its upgrade");
+            }
+            socket
+        };
+        Ok((answer, socket))
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hyper::http::request::Parts;
 
 use super::request::Asked;
-use super::{NO_ROUTE, ORIGIN, origin};
+use super::{NO_ROUTE, ORIGIN, origin, paths};
 use crate::auth::{self, Authority, Finding};
 use crate::config::Config;
 use crate::protocol::outcome::Refusal;
@@ -49,17 +49,12 @@ async fn follow(
             is_good,
         });
     };
-    let mut paths = matchit::Router::new();
-    for route in &config.routes {
-        paths
-            .insert(&route.path, route)
-            .expect("the config has checked that paths don't conflict");
-    }
+    let paths = paths(&config.routes);
     let Ok(found) = paths.at(parts.uri.path()) else {
         tell("route", "no route has this path".to_owned(), false);
         return Err(NO_ROUTE);
     };
-    let route = *found.value;
+    let route = &config.routes[*found.value];
     tell("route", format!("{} ({})", route.name, route.path), true);
     if !origin::is_allowed(&parts.headers, &config.server.allowed_origins) {
         tell("origin", "not in server.allowed_origins".to_owned(), false);

@@ -5,15 +5,14 @@ use std::sync::Arc;
 
 use hyper::Request;
 use hyper::body::Incoming;
-use tokio::time::timeout;
 use tracing::debug;
 
 use super::answer::{Answer, status_answer};
 use super::request::Asked;
-use super::{Aborted, BAD_HANDSHAKE, DRAINING, Router};
+use super::{Aborted, BAD_HANDSHAKE, DRAINING, Router, start};
 use crate::config::Reject;
 use crate::session::ServedRoute;
-use crate::websocket::{self, Socket};
+use crate::websocket;
 
 impl Router {
     /// Accepts, waits for the token, and goes on as with any request.
@@ -29,7 +28,7 @@ impl Router {
             self.count(route.name(), refusal.reason);
             return self.refuse(&mut request, &asked, refusal, held);
         }
-        let Ok((answer, upgrade)) = self.upgrade(&mut request, &asked, route.max_client_message())
+        let Ok((answer, socket)) = self.upgrade(&mut request, &asked, route.max_client_message())
         else {
             return Ok(status_answer(&BAD_HANDSHAKE));
         };
@@ -37,11 +36,7 @@ impl Router {
         let router = self.clone();
         self.tasks.spawn("first message", async move {
             let deadline = router.config.server.handshake_timeout;
-            let config = websocket::receive_config(route.max_client_message());
-            let Ok(Some(socket)) = timeout(deadline, Socket::upgraded(upgrade, config)).await
-            else {
-                return debug!("a client left during its upgrade");
-            };
+            let Some(socket) = socket.await else { return };
             let first = websocket::first_message(socket, deadline, router.drain.refusing()).await;
             let Some((mut socket, token)) = first else {
                 return;
@@ -63,12 +58,7 @@ impl Router {
                 Ok(admitted) => {
                     let session =
                         router.session(&route, &parts.uri, &parts.headers, admitted, held);
-                    // A task of its own: this one is as large as everything that it has awaited.
-                    drop(
-                        router
-                            .tasks
-                            .spawn("session", websocket::serve(socket, session)),
-                    );
+                    start(&router.tasks, socket, session);
                 }
                 Err(_) if router.config.auth.reject == Reject::Abort => socket.reset(),
                 Err(refusal) => websocket::refuse(socket, refusal).await,
