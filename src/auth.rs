@@ -1,9 +1,10 @@
 //! Who may listen: token sources, keys, claims, CEL authorisation.
 //!
 //! [`Authority::admit`] is the flow of a request: the token is found (`auth/token.rs`) and
-//! verified (`auth/verify.rs`) by the keys of the config (`auth/keyring.rs`), the route's `authorize` is asked (`auth/authorize.rs`), and the
-//! streams are resolved. What comes out is a [`Grant`], or a [`Rejection`] that knows what the
-//! client is told. No token, claim or query string reaches a log line or a metric from here.
+//! verified (`auth/verify.rs`) by the keys of the config (`auth/keyring.rs`), the route's
+//! `authorize` is asked (`auth/authorize.rs`), and the streams are resolved. What comes out is a
+//! [`Grant`], or a [`Rejection`] that knows what the client is told. No token, claim or query
+//! string reaches a log line or a metric from here.
 
 mod authorize;
 mod explain;

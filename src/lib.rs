@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod auth;
 pub mod config;
+pub mod debounce;
 pub mod drain;
 pub mod hub;
 pub mod listener;

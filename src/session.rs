@@ -261,16 +261,6 @@ impl Session {
         None
     }
 
-    /// The cursor after everything sent so far.
-    fn cursor(&self) -> String {
-        Cursor::display(self.ids(), &self.keys).to_string()
-    }
-
-    /// Where it stands in each of its streams.
-    fn ids(&self) -> impl Iterator<Item = EntryId> + Clone {
-        self.streams.iter().map(|stream| stream.position.id)
-    }
-
     fn tell(&mut self, frame: &ControlFrame<'_>) {
         if self.route.message().control {
             self.outbox

@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 9] = [
     &["store"],
     &["config", "protocol"],
     &[
+        "debounce",
         "stream",
         "secret",
         "metrics",

@@ -13,6 +13,7 @@ use tracing::{error, info};
 
 use super::key::Key;
 use crate::config::FixedKey;
+use crate::debounce::Debounce;
 use crate::metrics::{KEY_FILE_RELOADS, Metrics};
 use crate::tasks::Tasks;
 
@@ -55,25 +56,20 @@ pub(super) fn watch(
 
 impl Watched {
     async fn keep(mut self) {
-        let mut problem = None;
-        // A file that is being written has half a key in it: what counts is seen twice.
-        let mut seen = None;
+        let mut debounce = Debounce::new(Some(Ok(self.key.clone())));
         loop {
             sleep(EVERY.mul_f64(rand::random_range(0.75..1.25))).await;
             let read = self.key.read_again(&self.algorithms).await;
+            if !debounce.settles(&read) {
+                continue;
+            }
             match read {
-                Ok(key) if key == self.key => (problem, seen) = (None, None),
-                Ok(key) if seen.as_ref() == Some(&key) => {
-                    (problem, seen) = (None, None);
-                    self.replace(key);
-                }
-                Ok(key) => seen = Some(key),
-                // Once, and not again until it is another one.
-                Err(error) if problem.as_ref() == Some(&error) => {}
+                // It was unusable for a while.
+                Ok(key) if key == self.key => {}
+                Ok(key) => self.replace(key),
                 Err(error) => {
                     self.count("failed");
                     error!(key = self.place, %error, "the new key can't be used: the old one stays");
-                    problem = Some(error);
                 }
             }
         }

@@ -16,6 +16,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, info};
 
 use crate::config;
+use crate::debounce::Debounce;
 use crate::metrics::{Metrics, TLS_FAILURES, TLS_RELOADS};
 use crate::tasks::Tasks;
 use crate::tls::{CertificateError, CertificateFiles};
@@ -107,9 +108,6 @@ struct Watched {
     failed: Counter,
 }
 
-/// What was seen of the files, as far as it tells one look from the next.
-type Seen = Result<[u8; 32], String>;
-
 impl Watched {
     /// Looks at what the files hold, since they may be replaced in any way: written anew, or by
     /// a symbolic link to a folder.
@@ -117,21 +115,18 @@ impl Watched {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
-        let mut served: Option<Seen> = None;
-        let mut last: Option<Seen> = None;
+        let mut debounce = Debounce::new(None);
         loop {
             let contents = self.files.read().await;
+            // As far as it tells one look from the next.
             let seen = match &contents {
                 Ok(contents) => Ok(contents.fingerprint()),
                 Err(error) => Err(error.to_string()),
             };
-            // One file may be there before the other, or half of it: only what stays is used.
-            if last.as_ref() == Some(&seen) && served.as_ref() != Some(&seen) {
+            if debounce.settles(&seen) {
                 let certificate = contents.and_then(|contents| contents.certificate());
                 self.take(certificate.map(|certificate| certificate.key));
-                served = Some(seen.clone());
             }
-            last = Some(seen);
             ticks.tick().await;
         }
     }

@@ -1,4 +1,4 @@
-//! Messages put together for one session: with its own cursor, where the format needs that.
+//! A session's own cursor, and messages put together for it where the format needs that.
 
 use super::{Batch, Session};
 use crate::hub::chunk::BATCH_BYTES;
@@ -17,6 +17,16 @@ pub(super) struct Gathering<'a> {
 }
 
 impl Session {
+    /// The cursor after everything sent so far.
+    pub(super) fn cursor(&self) -> String {
+        Cursor::display(self.ids(), &self.keys).to_string()
+    }
+
+    /// Where it stands in each of its streams.
+    fn ids(&self) -> impl Iterator<Item = EntryId> + Clone {
+        self.streams.iter().map(|stream| stream.position.id)
+    }
+
     pub(super) fn gather(&self, index: usize) -> Gathering<'_> {
         Gathering {
             encoder: self.route.encoder(),
