@@ -13,8 +13,7 @@ check: lint test
 lint:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	cargo clippy --test reliability -- -D warnings
-	cargo clippy --test torture -- -D warnings
+	cargo clippy --test reliability --test torture -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
 
 fmt:

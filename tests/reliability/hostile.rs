@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, interval, sleep, timeout};
 
-use crate::flow::{Clock, Flow, all_follow, percentile};
+use crate::flow::{Clock, Flow, all_follow, open_live, percentile};
 use crate::machine::Machine;
 use crate::report::{Report, Row, mebibytes, milliseconds};
 use crate::sampler::growth;
@@ -77,12 +77,7 @@ async fn run(machine: &Machine, kind: Kind, name: &str) -> Vec<Row> {
     let redis = Redis::start().await;
     let config = Config::new(&redis).with("[log]\nlevel = \"info\"");
     let relay = machine.start_relay(&config).await;
-    let mut good = Vec::new();
-    for _ in 0..GOOD {
-        let mut client = relay.open(JOB).await;
-        client.expect_live().await;
-        good.push(client);
-    }
+    let good = open_live(&relay, GOOD).await;
     let clock = Clock::start();
     let flow = |first, count| Flow {
         first,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::flow::{Clock, Flow, all_follow, percentile};
+use crate::flow::{Clock, Flow, all_follow, open_live, percentile};
 use crate::machine::Machine;
 use crate::report::{Report, Row, each, mebibytes, median, milliseconds};
 use crate::sampler::{Sampler, growth};
@@ -94,12 +94,7 @@ async fn run(machine: &Machine, stalled: u64) -> Run {
         .with("[log]\nlevel = \"info\"")
         .route("[slow]\nwrite_timeout = \"5m\"");
     let relay = machine.start_relay(&config).await;
-    let mut good = Vec::new();
-    for _ in 0..GOOD {
-        let mut client = relay.open(JOB).await;
-        client.expect_live().await;
-        good.push(client);
-    }
+    let good = open_live(&relay, GOOD).await;
     let clock = Clock::start();
     let warm_up = Flow {
         first: 1,
