@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 from environment import ROOT, NotHere, say
@@ -129,20 +130,6 @@ def stamp(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
-def once(engine: Engine, tag: str, digest: str) -> bool:
-    """Whether the image has to be made: it is not there, or was made by another recipe."""
-    note = WORK / f"{tag.replace('/', '_').replace(':', '_')}.made"
-    if engine.has(tag) and note.exists() and note.read_text() == digest:
-        return False
-    note.unlink(missing_ok=True)
-    return True
-
-
-def made(tag: str, digest: str) -> None:
-    name = tag.replace("/", "_").replace(":", "_")
-    (WORK / f"{name}.made").write_text(digest)
-
-
 def toolchain() -> Path:
     try:
         asked = subprocess.run(
@@ -173,25 +160,40 @@ def debootstrap(tree: Path, *packages: str) -> None:
     shutil.rmtree(tree / "var/lib/apt/lists", ignore_errors=True)
 
 
+def stand_in(
+    engine: Engine, tag: str, name: str, packages: list[str], fill: Callable[[Path], None], *lines: str
+) -> None:
+    """An image of what `fill` puts into a tree, and of this machine's certificates. It is made
+    anew if it is not there, or was made by another recipe."""
+    digest = stamp(name, packages, SUITE)
+    note = WORK / f"{tag.replace('/', '_').replace(':', '_')}.made"
+    if engine.has(tag) and note.exists() and note.read_text() == digest:
+        return
+    note.unlink(missing_ok=True)
+    say(f"making the stand-in for {name}")
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        tree = Path(folder) / "tree"
+        fill(tree)
+        bundle = tree / "etc/ssl/certs/ca-certificates.crt"
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        bundle.write_bytes(certificates())
+        engine.build_from_tree(tag, tree, *lines, "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt")
+    note.write_text(digest)
+
+
 def build_base(engine: Engine) -> None:
     """Stands in for rust:slim: Debian with gcc. The toolchain is mounted when it is used."""
     packages = ["ca-certificates", "gcc", "libc6-dev"]
-    digest = stamp("build", packages, SUITE)
-    if not once(engine, BUILD_BASE, digest):
-        return
-    say("making the builder's stand-in")
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        tree = Path(folder) / "tree"
+
+    def fill(tree: Path) -> None:
         debootstrap(tree, *packages)
-        (tree / "etc/ssl/certs/ca-certificates.crt").write_bytes(certificates())
         (tree / "usr/local/rust").mkdir()
-        engine.build_from_tree(
-            BUILD_BASE, tree,
-            "ENV PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "ENV CARGO_HOME=/usr/local/cargo SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
-            "ENV CARGO_HTTP_CAINFO=/etc/ssl/certs/ca-certificates.crt",
-        )
-    made(BUILD_BASE, digest)
+
+    stand_in(
+        engine, BUILD_BASE, "the builder", packages, fill,
+        "ENV PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "ENV CARGO_HOME=/usr/local/cargo CARGO_HTTP_CAINFO=/etc/ssl/certs/ca-certificates.crt",
+    )
 
 
 def unpack(tree: Path, packages: list[str]) -> None:
@@ -206,16 +208,8 @@ def unpack(tree: Path, packages: list[str]) -> None:
 
 
 def runtime_base(engine: Engine) -> None:
-    digest = stamp("runtime", RUNTIME_PACKAGES, SUITE)
-    if not once(engine, RUNTIME_BASE, digest):
-        return
-    say("making the runtime's stand-in")
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        tree = Path(folder) / "tree"
+    def fill(tree: Path) -> None:
         unpack(tree, RUNTIME_PACKAGES)
-        certs = tree / "etc/ssl/certs"
-        certs.mkdir(parents=True, exist_ok=True)
-        (certs / "ca-certificates.crt").write_bytes(certificates())
         (tree / "etc/passwd").write_text(
             "root:x:0:0:root:/root:/sbin/nologin\n"
             f"nonroot:x:{NONROOT}:{NONROOT}:nonroot:/home/nonroot:/sbin/nologin\n"
@@ -223,13 +217,12 @@ def runtime_base(engine: Engine) -> None:
         (tree / "etc/group").write_text(f"root:x:0:\nnonroot:x:{NONROOT}:\n")
         (tree / "tmp").mkdir(exist_ok=True)
         (tree / "tmp").chmod(0o1777)
-        engine.build_from_tree(
-            RUNTIME_BASE, tree,
-            "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
-            f"USER {NONROOT}", "WORKDIR /home/nonroot",
-        )
-    made(RUNTIME_BASE, digest)
+
+    stand_in(
+        engine, RUNTIME_BASE, "the runtime", RUNTIME_PACKAGES, fill,
+        "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        f"USER {NONROOT}", "WORKDIR /home/nonroot",
+    )
 
 
 def build_relay(engine: Engine) -> None:
@@ -249,22 +242,12 @@ def build_relay(engine: Engine) -> None:
 def python_base(engine: Engine) -> None:
     """Stands in for python:slim and for redis: Debian with both."""
     packages = ["ca-certificates", "python3", "python3-pip", "python-is-python3", "redis-server"]
-    digest = stamp("python", packages, SUITE)
-    if not once(engine, API_BASE, digest):
-        return
-    say("making the stand-in for Python and Redis")
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        tree = Path(folder) / "tree"
-        debootstrap(tree, *packages)
-        (tree / "etc/ssl/certs/ca-certificates.crt").write_bytes(certificates())
-        engine.build_from_tree(
-            API_BASE, tree,
-            # As in python:slim, pip may install for everybody.
-            "ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONDONTWRITEBYTECODE=1",
-            "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
-            "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
-        )
-    made(API_BASE, digest)
+    stand_in(
+        engine, API_BASE, "Python and Redis", packages, lambda tree: debootstrap(tree, *packages),
+        # As in python:slim, pip may install for everybody.
+        "ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONDONTWRITEBYTECODE=1",
+        "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
+    )
 
 
 def build_api(engine: Engine) -> None:
