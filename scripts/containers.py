@@ -36,8 +36,8 @@ SUITE = "bookworm"
 RUNTIME_PACKAGES = ["base-files", "ca-certificates", "libc6", "libgcc-s1", "netbase"]
 NONROOT = 65532
 PROGRAMS = ["buildah", "debootstrap", "podman", "runc", "netavark", "iptables", "catatonit"]
-# Debian keeps some programs where no PATH leads.
-PROGRAM_PATHS = ["/usr/lib/podman", "/usr/sbin"]
+# Debian keeps some programs where not every PATH leads: found there, they are also run from there.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/podman", "/usr/sbin"])
 
 
 def missing() -> list[str]:
@@ -47,8 +47,7 @@ def missing() -> list[str]:
         reasons.append("this is no x86-64 Linux")
     elif os.geteuid() != 0:
         reasons.append("containers are run as root here, and this is not root")
-    path = os.pathsep.join([os.environ.get("PATH", ""), *PROGRAM_PATHS])
-    reasons += [f"no {name}" for name in PROGRAMS if not shutil.which(name, path=path)]
+    reasons += [f"no {name}" for name in PROGRAMS if not shutil.which(name)]
     if not reasons and (reason := runs_nothing()):
         reasons.append(reason)
     return reasons
