@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod outbound;
 pub mod protocol;
 pub mod relay;
+pub mod rewound;
 pub mod router;
 pub mod secret;
 pub mod session;

@@ -1,12 +1,12 @@
 //! The clients' port: an accept loop, and one tracked task per connection.
 
+mod head;
 pub mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -21,16 +21,18 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::config::Server;
 use crate::drain;
 use crate::metrics::{CONNECTIONS, CONNECTS, Metrics};
 use crate::protocol::outcome::{Outcome, Refusal};
+use crate::rewound::Rewound;
 use crate::router::{Aborted, AddressPlace, Answer, Router, come_back_later, status_answer};
 use crate::session::ending::DrainSignal;
 use crate::tasks::Tasks;
+use head::read_head;
 use tls::Tls;
 
 /// Connections that the kernel completes before they are accepted; it has a limit of its own.
@@ -70,6 +72,7 @@ pub struct ClientPort {
     drain: DrainSignal,
     tasks: Tasks,
     http: http1::Builder,
+    max_head: usize,
     tls: Option<Tls>,
     handshake_timeout: Duration,
     send_buffer: usize,
@@ -112,16 +115,17 @@ impl ClientPort {
         tasks: Tasks,
         metrics: &Metrics,
     ) -> Self {
+        let max_head = server.max_head.max(SMALLEST_HEAD);
         let mut http = http1::Builder::new();
         http.half_close(false)
             .timer(TokioTimer::new())
-            .header_read_timeout(server.handshake_timeout)
-            .max_buf_size(server.max_head.max(SMALLEST_HEAD));
+            .max_buf_size(max_head);
         Self {
             router,
             drain,
             tasks,
             http,
+            max_head,
             tls,
             handshake_timeout: server.handshake_timeout,
             send_buffer: server.send_buffer,
@@ -205,35 +209,64 @@ impl ClientPort {
             debug!(%error, "a connection was gone before it was served");
             return;
         }
-        let Some(tls) = &self.tls else {
-            self.converse(stream, &self.http, peer, standing).await;
-            return;
-        };
-        let (began, asked) = (Instant::now(), AtomicBool::new(false));
-        let accepted = tokio::select! {
-            accepted = tls.accept(stream, self.handshake_timeout) => accepted,
-            () = self.is_over(&asked) => return,
-        };
-        if let Some(stream) = accepted {
-            let mut http = self.http.clone();
-            http.header_read_timeout(self.handshake_timeout.saturating_sub(began.elapsed()));
-            self.converse(stream, &http, peer, standing).await;
+        let deadline = Instant::now() + self.handshake_timeout;
+        // Boxed, since a task is as large as whatever it may hold.
+        match &self.tls {
+            None => self.converse(stream, deadline, peer, standing).await,
+            Some(tls) => Box::pin(self.serve_tls(tls, stream, deadline, peer, standing)).await,
         }
     }
 
-    async fn converse<S>(&self, stream: S, http: &http1::Builder, peer: IpAddr, standing: Standing)
+    async fn serve_tls(
+        &self,
+        tls: &Tls,
+        stream: TcpStream,
+        deadline: Instant,
+        peer: IpAddr,
+        standing: Standing,
+    ) {
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream, self.handshake_timeout) => accepted,
+            () = self.is_too_late() => return,
+        };
+        if let Some(stream) = accepted {
+            self.converse(stream, deadline, peer, standing).await;
+        }
+    }
+
+    /// Waits for a request, and answers it. Until it is there a connection is little more than its
+    /// socket.
+    async fn converse<S>(&self, stream: S, deadline: Instant, peer: IpAddr, standing: Standing)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let asked = AtomicBool::new(false);
-        let service = service_fn(|request| {
-            asked.store(true, Ordering::Relaxed);
-            self.answer(peer, request, standing.clone())
-        });
+        let read = tokio::select! {
+            read = timeout_at(deadline, read_head(stream, self.max_head)) => read,
+            () = self.is_too_late() => return,
+        };
+        match read {
+            Ok(Ok(stream)) => Box::pin(self.serve_http(stream, deadline, peer, standing)).await,
+            Ok(Err(error)) => debug!(%peer, %error, "a connection ended before it asked"),
+            Err(_) => debug!(%peer, "no request came in time"),
+        }
+    }
+
+    async fn serve_http<S>(
+        &self,
+        stream: Rewound<S>,
+        deadline: Instant,
+        peer: IpAddr,
+        standing: Standing,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| self.answer(peer, request, standing.clone()));
+        let mut http = self.http.clone();
+        http.header_read_timeout(deadline.saturating_duration_since(Instant::now()));
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let served = tokio::select! {
             served = connection.with_upgrades() => served,
-            () = self.is_over(&asked) => return,
+            () = drain::cut(&self.drain) => return,
         };
         if let Err(error) = served {
             debug!(%peer, %error, "a connection ended early");
@@ -265,15 +298,10 @@ impl ClientPort {
         Ok(answer)
     }
 
-    /// Waits until a drain has no more time for this connection: soon, if it has asked nothing.
-    async fn is_over(&self, asked: &AtomicBool) {
+    /// Waits until a drain has no more time for a connection that has asked nothing.
+    async fn is_too_late(&self) {
         self.drain.refusing().await;
-        if !asked.load(Ordering::Relaxed) {
-            sleep(LAST_HEADS).await;
-        }
-        if asked.load(Ordering::Relaxed) {
-            drain::cut(&self.drain).await;
-        }
+        sleep(LAST_HEADS).await;
     }
 
     fn configure(&self, stream: &TcpStream) -> io::Result<()> {

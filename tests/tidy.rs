@@ -26,6 +26,7 @@ const LAYERS: [&[&str]; 9] = [
         "secret",
         "metrics",
         "outbound",
+        "rewound",
         "telemetry",
         "tasks",
         "throttle",

@@ -12,6 +12,8 @@ use tokio::task::coop::consume_budget;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
+use crate::rewound::Rewound;
+
 /// Several small parts are sent as one: a writev of many small pieces costs a third of the
 /// throughput of a copy into one buffer (0.69 against 0.96 of the floor at saturation).
 const PORTION: usize = 64 * 1024;
@@ -32,11 +34,11 @@ pub(super) struct Transport {
 impl Transport {
     /// Takes the connection out of an upgrade, with the bytes that came with the handshake.
     pub(super) fn of(upgraded: Upgraded) -> Option<(Self, Vec<u8>)> {
-        let (tcp, tls, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => (parts.io.into_inner(), None, parts.read_buf),
-            Err(upgraded) => match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+        let (tcp, tls, early) = match upgraded.downcast::<TokioIo<Rewound<TcpStream>>>() {
+            Ok(parts) => (parts.io.into_inner().into_stream(), None, parts.read_buf),
+            Err(upgraded) => match upgraded.downcast::<TokioIo<Rewound<TlsStream<TcpStream>>>>() {
                 Ok(parts) => {
-                    let (tcp, tls) = parts.io.into_inner().into_inner();
+                    let (tcp, tls) = parts.io.into_inner().into_stream().into_inner();
                     (tcp, Some(Box::new(tls)), parts.read_buf)
                 }
                 Err(_) => {
