@@ -24,12 +24,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use hyper::HeaderMap;
-use metrics::Counter;
 use tokio::time::Instant;
 
 use crate::config::template::{Unusable, Values};
 use crate::config::{Config, Jwt, Route, TokenSource};
-use crate::metrics::{Metrics, TOKEN_REJECTIONS};
+use crate::metrics::{Counter, Metrics, TOKEN_REJECTIONS};
 use crate::secret::Secret;
 use crate::stream::{StreamKey, StreamKeys};
 use crate::tasks::Tasks;
@@ -112,7 +111,7 @@ impl Authority {
     fn of(jwt: Option<&Jwt>, routes: &[Route], metrics: &Metrics) -> Self {
         let rejections = TokenFault::ALL.iter().map(|fault| {
             let counter = metrics.counter(&TOKEN_REJECTIONS, &[fault.reason()]);
-            counter.increment(0);
+            counter.inc_by(0);
             (fault.reason(), counter)
         });
         Self {
@@ -213,7 +212,7 @@ impl Authority {
 
     fn count(&self, fault: &TokenFault) {
         if let Some(counter) = self.rejections.get(fault.reason()) {
-            counter.increment(1);
+            counter.inc();
         }
     }
 }

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics::Gauge;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use crate::config;
-use crate::metrics::{DRAINING, Metrics};
+use crate::metrics::{DRAINING, Gauge, Metrics};
 use crate::session::ending::{DrainSignal, Phase};
 use crate::tasks::Tasks;
 
@@ -56,7 +55,7 @@ impl Drain {
     /// A drain that has not begun, of the tasks in `clients`. Its own task is one of `own`.
     pub fn new(times: config::Drain, clients: Tasks, own: Tasks, metrics: &Metrics) -> Self {
         let gauge = metrics.gauge(&DRAINING, &[]);
-        gauge.set(0.0);
+        gauge.set(0);
         Self {
             shared: Arc::new(Shared {
                 times,
@@ -79,7 +78,7 @@ impl Drain {
         if self.shared.started.swap(true, Ordering::SeqCst) {
             return;
         }
-        self.shared.gauge.set(1.0);
+        self.shared.gauge.set(1);
         self.shared.signal.advance(Phase::Announced);
         let times = self.shared.times;
         info!(
@@ -93,7 +92,7 @@ impl Drain {
     /// Cuts whatever is left, whether the drain was started or not.
     pub fn cut(&self) {
         self.shared.started.store(true, Ordering::SeqCst);
-        self.shared.gauge.set(1.0);
+        self.shared.gauge.set(1);
         self.shared.signal.advance(Phase::Cut);
     }
 

@@ -17,11 +17,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared as SharedFuture};
-use metrics::Gauge;
 use tokio::time::{Instant, interval};
 
 use crate::config::Config;
-use crate::metrics::{FEEDS, Metrics, RING_BYTES};
+use crate::metrics::{FEEDS, Gauge, Metrics, RING_BYTES, amount};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::store::{Store, StoreError, Unreadable};
 use crate::stream::{EntryId, StreamKey};
@@ -296,11 +295,8 @@ async fn upkeep(shared: Arc<Shared>) {
                 .retain(|_, (_, since)| since.elapsed() < REFUSED_FOR);
             feeds.known.len()
         };
-        shared
-            .feeds_gauge
-            .set(f64::from(u32::try_from(feeds).unwrap_or(u32::MAX)));
-        let ring_bytes = u32::try_from(shared.ring_bytes()).unwrap_or(u32::MAX);
-        shared.ring_bytes_gauge.set(f64::from(ring_bytes));
+        shared.feeds_gauge.set(amount(feeds));
+        shared.ring_bytes_gauge.set(amount(shared.ring_bytes()));
     }
 }
 

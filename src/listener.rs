@@ -16,7 +16,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics::Gauge;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -26,7 +25,7 @@ use tracing::{debug, warn};
 
 use crate::config::Server;
 use crate::drain;
-use crate::metrics::{CONNECTIONS, CONNECTS, Metrics};
+use crate::metrics::{CONNECTIONS, CONNECTS, Gauge, Metrics};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::rewound::Rewound;
 use crate::router::{Aborted, AddressPlace, Answer, Router, come_back_later, status_answer};
@@ -92,7 +91,7 @@ struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.open.decrement(1.0);
+        self.open.dec();
     }
 }
 
@@ -177,7 +176,7 @@ impl ClientPort {
         let Ok(permit) = self.seats.clone().try_acquire_owned() else {
             return self.turn_away(stream, peer, come_back_later(FULL));
         };
-        self.open.increment(1.0);
+        self.open.inc();
         let seat = Seat {
             _permit: permit,
             _place: place,
@@ -191,7 +190,7 @@ impl ClientPort {
     /// Serves a client only to tell it that there are too many.
     fn turn_away(self: &Arc<Self>, stream: TcpStream, peer: IpAddr, refusal: Refusal) {
         let outcome = ["", refusal.reason];
-        self.metrics.counter(&CONNECTS, &outcome).increment(1);
+        self.metrics.counter(&CONNECTS, &outcome).inc();
         let Ok(permit) = self.turned_away.clone().try_acquire_owned() else {
             return;
         };

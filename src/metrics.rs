@@ -4,12 +4,14 @@
 //! from a key, a subject or anything else that a client chooses. Handles that a hot path
 //! needs are fetched once and kept.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
-use metrics_exporter_prometheus::{
-    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+pub use prometheus::{Histogram, IntCounter as Counter, IntGauge as Gauge};
 
 /// One row of the table.
 #[derive(Debug)]
@@ -95,68 +97,95 @@ table! {
 /// Where metrics are kept; cloning shares them.
 #[derive(Clone)]
 pub struct Metrics {
-    recorder: Arc<PrometheusRecorder>,
-    handle: PrometheusHandle,
+    registry: Registry,
+    families: Arc<HashMap<&'static str, Family>>,
+}
+
+enum Family {
+    Counter(IntCounterVec),
+    Gauge(IntGaugeVec),
+    Histogram(HistogramVec),
 }
 
 impl Metrics {
-    /// An empty set, with every row described.
+    /// An empty set of every row.
     pub fn new() -> Self {
-        let mut builder = PrometheusBuilder::new();
-        for metric in ALL {
-            if let Kind::Histogram(buckets) = metric.kind {
-                let matcher = Matcher::Full(metric.name.to_owned());
-                builder = builder
-                    .set_buckets_for_metric(matcher, buckets)
-                    .expect("every histogram of the table has buckets");
-            }
-        }
-        let recorder = builder.build_recorder();
-        for metric in ALL {
-            let (name, help) = (KeyName::from_const_str(metric.name), metric.help.into());
-            match metric.kind {
-                Kind::Counter => recorder.describe_counter(name, None, help),
-                Kind::Gauge => recorder.describe_gauge(name, None, help),
-                Kind::Histogram(_) => recorder.describe_histogram(name, None, help),
-            }
-        }
-        let handle = recorder.handle();
+        let registry = Registry::new();
+        let families = ALL.iter().map(|metric| {
+            let family = Family::register(metric, &registry);
+            (metric.name, family.expect(IN_ORDER))
+        });
         let metrics = Self {
-            recorder: Arc::new(recorder),
-            handle,
+            families: Arc::new(families.collect()),
+            registry: registry.clone(),
         };
         metrics
             .gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")])
-            .set(1.0);
+            .set(1);
         metrics
     }
 
     /// The counter of this row with these label values.
     pub fn counter(&self, metric: &'static Metric, values: &[&str]) -> Counter {
-        self.recorder
-            .register_counter(&key(metric, values), &METADATA)
+        match &self.families[metric.name] {
+            Family::Counter(family) => family.with_label_values(values),
+            Family::Gauge(_) | Family::Histogram(_) => panic!("{} is no counter", metric.name),
+        }
     }
 
     /// The gauge of this row with these label values.
     pub fn gauge(&self, metric: &'static Metric, values: &[&str]) -> Gauge {
-        self.recorder
-            .register_gauge(&key(metric, values), &METADATA)
+        match &self.families[metric.name] {
+            Family::Gauge(family) => family.with_label_values(values),
+            Family::Counter(_) | Family::Histogram(_) => panic!("{} is no gauge", metric.name),
+        }
     }
 
     /// The histogram of this row with these label values.
     pub fn histogram(&self, metric: &'static Metric, values: &[&str]) -> Histogram {
-        self.recorder
-            .register_histogram(&key(metric, values), &METADATA)
+        match &self.families[metric.name] {
+            Family::Histogram(family) => family.with_label_values(values),
+            Family::Counter(_) | Family::Gauge(_) => panic!("{} is no histogram", metric.name),
+        }
     }
 
-    /// All metrics in the Prometheus text format, version 0.0.4.
+    /// All metrics in the Prometheus text format, version 0.0.4. Rows without a value are left
+    /// out.
     pub fn render(&self) -> String {
-        self.handle.render()
+        let rendered = TextEncoder::new().encode_to_string(&self.registry.gather());
+        rendered.expect(IN_ORDER)
     }
+}
 
-    /// Folds what histograms have gathered: to be called every few seconds, or memory grows.
-    pub fn upkeep(&self) {
-        self.handle.run_upkeep();
+/// A number of things or bytes, as gauges take it.
+pub fn amount(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// What every test that starts a relay would find out.
+const IN_ORDER: &str = "the rows of the table have names and labels of their own";
+
+impl Family {
+    fn register(metric: &Metric, registry: &Registry) -> prometheus::Result<Self> {
+        let (name, help, labels) = (metric.name, metric.help, metric.labels);
+        Ok(match metric.kind {
+            Kind::Counter => {
+                let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+                registry.register(Box::new(family.clone()))?;
+                Self::Counter(family)
+            }
+            Kind::Gauge => {
+                let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+                registry.register(Box::new(family.clone()))?;
+                Self::Gauge(family)
+            }
+            Kind::Histogram(buckets) => {
+                let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+                let family = HistogramVec::new(options, labels)?;
+                registry.register(Box::new(family.clone()))?;
+                Self::Histogram(family)
+            }
+        })
     }
 }
 
@@ -164,17 +193,4 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
-}
-
-static METADATA: Metadata<'_> = Metadata::new("relay", Level::INFO, None);
-
-fn key(metric: &'static Metric, values: &[&str]) -> Key {
-    debug_assert_eq!(metric.labels.len(), values.len(), "{}", metric.name);
-    let labels: Vec<Label> = metric
-        .labels
-        .iter()
-        .zip(values)
-        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
-        .collect();
-    Key::from_parts(metric.name, labels)
 }

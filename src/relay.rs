@@ -2,12 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::admin::Admin;
@@ -21,14 +19,11 @@ use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::tasks::Tasks;
 
-/// How often histograms fold what they have gathered.
-const UPKEEP: Duration = Duration::from_secs(5);
 /// Open files that are no client's: Redis, the admin port, callbacks under way, the log.
 const OTHER_FILES: u64 = 512;
 
 /// A relay with both ports bound, ready to run.
 pub struct Relay {
-    metrics: Metrics,
     clients: Tasks,
     own: Tasks,
     drain: Drain,
@@ -90,11 +85,10 @@ impl Relay {
             authority,
             router,
             drain.clone(),
-            metrics.clone(),
+            metrics,
             config.redis.grace,
         );
         Ok(Self {
-            metrics,
             clients,
             own,
             drain,
@@ -125,7 +119,6 @@ impl Relay {
         let accepting = self.clients.spawn("accept", port.accept(self.socket));
         let administering = admin.accept(self.admin_socket, self.own.clone());
         let administering = self.own.spawn("admin port", administering);
-        let upkeep = self.own.spawn("metrics upkeep", upkeep(self.metrics));
 
         let ended = tokio::select! {
             ended = drain_when_asked(&self.drain, &mut stop) => ended,
@@ -133,7 +126,6 @@ impl Relay {
             Err(failure) = accepting => Err(anyhow::anyhow!("accepting failed: {failure}")),
         };
         administering.abort();
-        upkeep.abort();
         ended
     }
 }
@@ -159,15 +151,6 @@ async fn drain_when_asked(drain: &Drain, stop: &mut mpsc::Receiver<()>) -> anyho
 async fn asked(stop: &mut mpsc::Receiver<()>) {
     if stop.recv().await.is_none() {
         std::future::pending::<()>().await;
-    }
-}
-
-async fn upkeep(metrics: Metrics) {
-    let mut ticks = interval(UPKEEP);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        metrics.upkeep();
     }
 }
 

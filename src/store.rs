@@ -154,9 +154,7 @@ impl Store {
     /// # Errors
     /// No answer within `command_timeout`, or the key is no stream that can be read.
     pub async fn stream_info(&self, key: &StreamKey) -> Result<Option<StreamInfo>, StoreError> {
-        self.metrics
-            .counter(&REDIS_COMMANDS, &["xinfo"])
-            .increment(1);
+        self.metrics.counter(&REDIS_COMMANDS, &["xinfo"]).inc();
         let question = async {
             let mut connection = self.connection().await?;
             let reply = connection
@@ -199,9 +197,7 @@ impl Store {
         until: EntryId,
         count: u64,
     ) -> Result<Vec<Entry>, StoreError> {
-        self.metrics
-            .counter(&REDIS_COMMANDS, &["xrevrange"])
-            .increment(1);
+        self.metrics.counter(&REDIS_COMMANDS, &["xrevrange"]).inc();
         let mut command = Cmd::new();
         command
             .arg("XREVRANGE")

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::config;
-use crate::metrics::{JWKS_KEYS, JWKS_LAST_SUCCESS, JWKS_REFRESHES, Metrics};
+use crate::metrics::{JWKS_KEYS, JWKS_LAST_SUCCESS, JWKS_REFRESHES, Metrics, amount};
 use crate::tasks::Tasks;
 use crate::throttle::Throttle;
 pub use fetch::JwksError;
@@ -97,10 +97,10 @@ impl Jwks {
         let place = (index + 1).to_string();
         for outcome in [OK].iter().chain(&JwksError::LABELS) {
             let counter = metrics.counter(&JWKS_REFRESHES, &[&place, outcome]);
-            counter.increment(0);
+            counter.inc_by(0);
         }
-        metrics.gauge(&JWKS_LAST_SUCCESS, &[&place]).set(0.0);
-        metrics.gauge(&JWKS_KEYS, &[&place]).set(0.0);
+        metrics.gauge(&JWKS_LAST_SUCCESS, &[&place]).set(0);
+        metrics.gauge(&JWKS_KEYS, &[&place]).set(0);
         let shared = Shared {
             config: config.clone(),
             algorithms: algorithms.to_owned(),
@@ -258,14 +258,14 @@ impl Shared {
     fn count(&self, fetched: &Result<KeySet, JwksError>) {
         let outcome = fetched.as_ref().map_or_else(JwksError::label, |_| OK);
         let labels = [self.place.as_str(), outcome];
-        self.metrics.counter(&JWKS_REFRESHES, &labels).increment(1);
+        self.metrics.counter(&JWKS_REFRESHES, &labels).inc();
         let Ok(set) = fetched else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let labels = [self.place.as_str()];
         let gauge = self.metrics.gauge(&JWKS_LAST_SUCCESS, &labels);
-        gauge.set(now.unwrap_or_default().as_secs_f64());
-        let keys = u32::try_from(set.len()).unwrap_or(u32::MAX);
-        self.metrics.gauge(&JWKS_KEYS, &labels).set(f64::from(keys));
+        gauge.set(now.unwrap_or_default().as_secs().cast_signed());
+        let keys = self.metrics.gauge(&JWKS_KEYS, &labels);
+        keys.set(amount(set.len()));
     }
 
     fn complain(&self, error: &JwksError) {

@@ -42,7 +42,7 @@ pub(super) fn watch(
         return;
     }
     for outcome in ["ok", "failed"] {
-        metrics.counter(&KEY_FILE_RELOADS, &[outcome]).increment(0);
+        metrics.counter(&KEY_FILE_RELOADS, &[outcome]).inc_by(0);
     }
     let watched = Watched {
         key: key.clone(),
@@ -88,6 +88,6 @@ impl Watched {
 
     fn count(&self, outcome: &str) {
         let counter = self.metrics.counter(&KEY_FILE_RELOADS, &[outcome]);
-        counter.increment(1);
+        counter.inc();
     }
 }

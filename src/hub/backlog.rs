@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use metrics::{Counter, Gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -20,7 +19,7 @@ use super::chunk::{BATCH_BYTES, Chunk, Formats};
 use super::continuity::{self, Known, Verdict};
 use super::feed::{Epoch, Feed};
 use crate::config::History;
-use crate::metrics::{BACKLOG_BYTES, BACKLOG_READS, Metrics};
+use crate::metrics::{BACKLOG_BYTES, BACKLOG_READS, Counter, Gauge, Metrics};
 use crate::protocol::LossReason;
 use crate::store::{Answer, Read, Store, StoreError, StreamInfo};
 use crate::stream::{EntryId, StreamKey};
@@ -176,7 +175,7 @@ impl Backlog {
         let page = page_entries(feed.mean_size()) as u64;
         let (mut until, mut newer) = (until, newer);
         loop {
-            self.shared.history_reads.increment(1);
+            self.shared.history_reads.inc();
             let wanted = page.min(newer.saturating_add(1));
             let entries = self.shared.store.newest(&feed.key, until, wanted).await?;
             let nth = usize::try_from(newer)
@@ -306,7 +305,7 @@ async fn ask(backlog: &Inner, question: &Question, count: usize) -> Result<Asked
     let mut with_info = question.proof == Proof::NotNeeded;
     let mut last_loss = LossReason::RolledBack;
     for _ in 0..=TORN_TRIES {
-        backlog.page_reads.increment(1);
+        backlog.page_reads.inc();
         let read = Read {
             key: question.key.clone(),
             from: question.position,

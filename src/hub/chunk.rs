@@ -3,10 +3,9 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use metrics::Counter;
 
 use crate::config::Route;
-use crate::metrics::{ENTRIES_OMITTED, Metrics};
+use crate::metrics::{Counter, ENTRIES_OMITTED, Metrics};
 use crate::protocol::conflation::ConflationKey;
 use crate::protocol::encoder::{Encoded, Encoder, Omitted};
 use crate::stream::{Entry, EntryId, StreamKey};
@@ -60,7 +59,7 @@ impl Formats {
 
     fn count_omitted(&self, reason: Omitted) {
         for (_, counter) in self.omitted.iter().filter(|(known, _)| *known == reason) {
-            counter.increment(1);
+            counter.inc();
         }
     }
 }

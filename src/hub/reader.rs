@@ -76,7 +76,7 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         // Told from the first moment on, so that an alert sees a Redis that was never there.
         for gauge in [&REDIS_UP, &REDIS_TRACKING] {
-            shared.metrics.gauge(gauge, &[]).set(0.0);
+            shared.metrics.gauge(gauge, &[]).set(0);
         }
         Self {
             answered_at: Instant::now(),
@@ -134,7 +134,7 @@ impl Reader {
         let mut health = self.shared.health();
         health.was_up = true;
         health.down_since = None;
-        self.shared.metrics.gauge(&REDIS_UP, &[]).set(1.0);
+        self.shared.metrics.gauge(&REDIS_UP, &[]).set(1);
     }
 
     fn note_down(&self, down: &Down) {
@@ -142,10 +142,8 @@ impl Reader {
             warn!(reason = %down, left_out, "connection to redis lost, connecting again");
         }
         let metrics = &self.shared.metrics;
-        metrics
-            .counter(&REDIS_RECONNECTS, &[down.as_str()])
-            .increment(1);
-        metrics.gauge(&REDIS_UP, &[]).set(0.0);
+        metrics.counter(&REDIS_RECONNECTS, &[down.as_str()]).inc();
+        metrics.gauge(&REDIS_UP, &[]).set(0);
         let mut health = self.shared.health();
         health.down_since.get_or_insert_with(Instant::now);
         if matches!(down, Down::RoleChanged) {

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use metrics::Counter;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -17,7 +16,7 @@ use tracing::{debug, error, info};
 
 use crate::config;
 use crate::debounce::Debounce;
-use crate::metrics::{Metrics, TLS_FAILURES, TLS_RELOADS};
+use crate::metrics::{Counter, Metrics, TLS_FAILURES, TLS_RELOADS};
 use crate::tasks::Tasks;
 use crate::tls::{CertificateError, CertificateFiles};
 
@@ -86,7 +85,7 @@ impl Tls {
             }
             Err(_) => "timeout",
         };
-        self.metrics.counter(&TLS_FAILURES, &[reason]).increment(1);
+        self.metrics.counter(&TLS_FAILURES, &[reason]).inc();
         None
     }
 }
@@ -144,11 +143,11 @@ impl Watched {
                     return;
                 }
                 *current = certificate;
-                self.loaded.increment(1);
+                self.loaded.inc();
                 info!(%cert, "new connections get the new certificate");
             }
             Err(failure) => {
-                self.failed.increment(1);
+                self.failed.inc();
                 let file = match failure {
                     CertificateError::Cert(_) => cert,
                     CertificateError::Key(_) => key,

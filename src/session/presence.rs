@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use metrics::Gauge;
+use crate::metrics::Gauge;
 
 /// Undone by dropping it, whichever way the session ends.
 pub struct Presence {
@@ -21,7 +21,7 @@ impl Presence {
         held: impl Send + Sync + 'static,
     ) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
-        gauge.increment(1.0);
+        gauge.inc();
         Self {
             count: count.clone(),
             gauge: gauge.clone(),
@@ -33,6 +33,6 @@ impl Presence {
 impl Drop for Presence {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::AcqRel);
-        self.gauge.decrement(1.0);
+        self.gauge.dec();
     }
 }

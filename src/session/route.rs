@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram};
 use tracing::warn;
 
 use super::Presence;
@@ -13,8 +12,9 @@ use crate::config::{Client, Config, DrainMode, Keepalive, Message, OnError, Rout
 use crate::hub::Hub;
 use crate::hub::chunk::FormatId;
 use crate::metrics::{
-    BYTES_SENT, CLIENT_MESSAGES, CLOSES, CURSORS_MALFORMED, DELIVERY_LATENCY, ENTRIES_CONFLATED,
-    FRAMES_SENT, Metrics, RESYNCS, SESSION_LAG, SESSIONS, SNAPSHOT_CURSORS_IGNORED, TOKEN_RENEWALS,
+    BYTES_SENT, CLIENT_MESSAGES, CLOSES, CURSORS_MALFORMED, Counter, DELIVERY_LATENCY,
+    ENTRIES_CONFLATED, FRAMES_SENT, Gauge, Histogram, Metrics, RESYNCS, SESSION_LAG, SESSIONS,
+    SNAPSHOT_CURSORS_IGNORED, TOKEN_RENEWALS,
 };
 use crate::protocol::encoder::Encoder;
 use crate::protocol::{ClientMessage, LossReason};
@@ -198,12 +198,12 @@ impl Meters {
 
     /// Messages were handed to a client.
     pub fn note_frames(&self, count: usize) {
-        self.frames.increment(count as u64);
+        self.frames.inc_by(count as u64);
     }
 
     /// The kernel took bytes.
     pub fn note_bytes(&self, count: usize) {
-        self.bytes.increment(count as u64);
+        self.bytes.inc_by(count as u64);
     }
 
     /// A session has ended; with 1005 and 1006 where there was no code (RFC 6455 section 7.1.5).
@@ -214,28 +214,26 @@ impl Meters {
         } else {
             "other".to_owned()
         };
-        self.metrics
-            .counter(&CLOSES, &[&self.route, &code])
-            .increment(1);
+        self.metrics.counter(&CLOSES, &[&self.route, &code]).inc();
     }
 
     /// A client's cursor was none.
     pub fn note_malformed_cursor(&self) {
         self.metrics
             .counter(&CURSORS_MALFORMED, &[&self.route])
-            .increment(1);
+            .inc();
     }
 
     fn note_ignored_cursor(&self, reason: &str) {
         self.metrics
             .counter(&SNAPSHOT_CURSORS_IGNORED, &[&self.route, reason])
-            .increment(1);
+            .inc();
     }
 
     pub(super) fn note_resync(&self, reason: LossReason) {
         self.metrics
             .counter(&RESYNCS, &[&self.route, reason.as_str()])
-            .increment(1);
+            .inc();
     }
 
     /// A client has brought a fresh token, which was accepted or not.
@@ -243,25 +241,26 @@ impl Meters {
         let outcome = if accepted { "accepted" } else { "refused" };
         self.metrics
             .counter(&TOKEN_RENEWALS, &[&self.route, outcome])
-            .increment(1);
+            .inc();
     }
 
     pub(super) fn note_conflated(&self, entries: usize) {
-        self.conflated.increment(entries as u64);
+        self.conflated.inc_by(entries as u64);
     }
 
     pub(super) fn note_client_message(&self, message: &ClientMessage) {
         self.metrics
             .counter(&CLIENT_MESSAGES, &[&self.route, message.as_str()])
-            .increment(1);
+            .inc();
     }
 
     pub(super) fn note_latency(&self, ms: u64) {
-        self.latency.record(Duration::from_millis(ms));
+        self.latency
+            .observe(Duration::from_millis(ms).as_secs_f64());
     }
 
     pub(super) fn note_lag(&self, entries: u64) {
         self.lag
-            .record(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)));
+            .observe(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)));
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::SnapshotError;
 use crate::metrics::{
-    Metrics, SNAPSHOT_CURSORS_IGNORED, SNAPSHOT_DURATION, SNAPSHOT_IN_FLIGHT, SNAPSHOT_REQUESTS,
+    Counter, Gauge, Histogram, Metrics, SNAPSHOT_CURSORS_IGNORED, SNAPSHOT_DURATION,
+    SNAPSHOT_IN_FLIGHT, SNAPSHOT_REQUESTS,
 };
 use crate::throttle::Throttle;
 
@@ -40,7 +40,7 @@ impl Tally {
         {
             metrics
                 .counter(&SNAPSHOT_REQUESTS, &[route, outcome])
-                .absolute(0);
+                .inc_by(0);
         }
         let unknown_streams = [route, "unknown_stream"];
         Self {
@@ -56,7 +56,7 @@ impl Tally {
 
     /// A callback is about to be sent.
     pub(super) fn sent(&self) -> Sent<'_> {
-        self.in_flight.increment(1);
+        self.in_flight.inc();
         Sent {
             tally: self,
             at: Instant::now(),
@@ -75,7 +75,7 @@ impl Tally {
         if count == 0 {
             return;
         }
-        self.unknown_streams.increment(count);
+        self.unknown_streams.inc_by(count);
         if let Some(left_out) = self.cursors.pass() {
             let route = &self.route;
             warn!(
@@ -88,7 +88,7 @@ impl Tally {
     fn count(&self, outcome: &str) {
         self.metrics
             .counter(&SNAPSHOT_REQUESTS, &[&self.route, outcome])
-            .increment(1);
+            .inc();
     }
 
     fn complain(&self, error: &SnapshotError) {
@@ -123,8 +123,8 @@ impl Sent<'_> {
 
 impl Drop for Sent<'_> {
     fn drop(&mut self) {
-        self.tally.in_flight.decrement(1);
-        self.tally.duration.record(self.at.elapsed());
+        self.tally.in_flight.dec();
+        self.tally.duration.observe(self.at.elapsed().as_secs_f64());
         self.tally.count(self.outcome);
     }
 }

@@ -93,7 +93,7 @@ impl Fixture {
 
     fn outcome(&self, outcome: &str) -> Option<f64> {
         let name = "relay_snapshot_requests_total";
-        self.metric(&format!("{name}{{route=\"job\",outcome=\"{outcome}\"}}"))
+        self.metric(&format!("{name}{{outcome=\"{outcome}\",route=\"job\"}}"))
     }
 
     fn in_flight(&self) -> Option<f64> {

@@ -211,7 +211,7 @@ impl ReaderConnection {
     }
 
     async fn ask(&mut self, command: &Cmd, name: &'static str) -> Result<Value, StoreError> {
-        self.metrics.counter(&REDIS_COMMANDS, &[name]).increment(1);
+        self.metrics.counter(&REDIS_COMMANDS, &[name]).inc();
         let asked = self.connection.send_packed_command(command);
         let reply = timeout(self.command_timeout, asked)
             .await
@@ -237,10 +237,10 @@ pub(super) async fn exchange(
     let with_info = reads.iter().filter(|read| read.with_info).count();
     metrics
         .counter(&REDIS_COMMANDS, &["xrange"])
-        .increment(reads.len() as u64);
+        .inc_by(reads.len() as u64);
     metrics
         .counter(&REDIS_COMMANDS, &["xinfo"])
-        .increment(with_info as u64);
+        .inc_by(with_info as u64);
     let mut answers = Vec::with_capacity(reads.len());
     for read in reads {
         let entries = reply::entries(next(&mut replies, deadline).await?);

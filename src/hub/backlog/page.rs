@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use metrics::Gauge;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::chunk::{Chunk, Slice};
+use crate::metrics::{Gauge, amount};
 use crate::protocol::LossReason;
 use crate::stream::EntryId;
 
@@ -34,7 +34,7 @@ pub struct PageChunk {
 impl PageChunk {
     pub(super) fn new(chunk: Chunk, bytes: Gauge, permit: OwnedSemaphorePermit) -> Self {
         let size = chunk.size();
-        bytes.increment(to_f64(size));
+        bytes.add(amount(size));
         Self {
             chunk: Arc::new(chunk),
             bytes,
@@ -56,10 +56,6 @@ impl PageChunk {
 
 impl Drop for PageChunk {
     fn drop(&mut self) {
-        self.bytes.decrement(to_f64(self.size));
+        self.bytes.sub(amount(self.size));
     }
-}
-
-fn to_f64(bytes: usize) -> f64 {
-    u32::try_from(bytes).map_or(f64::from(u32::MAX), f64::from)
 }

@@ -154,7 +154,7 @@ impl<'a> Connected<'a> {
         self.shared
             .metrics
             .gauge(&REDIS_TRACKING, &[])
-            .set(if tracking { 1.0 } else { 0.0 });
+            .set(tracking.into());
         self.wake = wake;
     }
 

@@ -300,6 +300,6 @@ async fn every_outcome_is_counted_from_the_start() {
     {
         assert_eq!(fixture.outcome(outcome), Some(0.0), "{outcome}");
     }
-    let ignored = "relay_snapshot_cursors_ignored_total{route=\"job\",reason=\"unknown_stream\"}";
+    let ignored = "relay_snapshot_cursors_ignored_total{reason=\"unknown_stream\",route=\"job\"}";
     assert_eq!(fixture.metric(ignored), Some(0.0));
 }

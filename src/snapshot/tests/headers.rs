@@ -211,6 +211,6 @@ async fn the_api_declares_what_its_state_includes() {
         .await;
     let expected = [None, Some("2-0".to_owned())];
     assert_eq!(snapshot.unwrap().declared, expected);
-    let ignored = "relay_snapshot_cursors_ignored_total{route=\"job\",reason=\"unknown_stream\"}";
+    let ignored = "relay_snapshot_cursors_ignored_total{reason=\"unknown_stream\",route=\"job\"}";
     assert_eq!(fixture.metric(ignored), Some(1.0));
 }
