@@ -57,6 +57,7 @@ macro_rules! table {
 table! {
     BUILD_INFO = Kind::Gauge, "relay_build_info" ["version"] "Always 1; the version is its label.";
     CONNECTIONS = Kind::Gauge, "relay_connections" [] "Open TCP connections of clients, upgraded or not.";
+    CONNECTIONS_LIMIT = Kind::Gauge, "relay_connections_limit" [] "Connections that are possible at once: server.max_connections, or fewer where the limit of open files is too low.";
     SESSIONS = Kind::Gauge, "relay_sessions" ["route"] "Clients that are being served.";
     CONNECTS = Kind::Counter, "relay_connects_total" ["route", "outcome"] "Requests by outcome: accepted, or the reason of the refusal.";
     TLS_FAILURES = Kind::Counter, "relay_tls_handshake_failures_total" ["reason"] "TLS handshakes that failed: closed by the client, out of time, or refused by either side.";

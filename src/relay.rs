@@ -17,7 +17,7 @@ use crate::drain::Drain;
 use crate::hub::Hub;
 use crate::listener::tls::Tls;
 use crate::listener::{self, ClientPort};
-use crate::metrics::Metrics;
+use crate::metrics::{CONNECTIONS_LIMIT, Metrics};
 use crate::router::Router;
 use crate::tasks::Tasks;
 
@@ -62,6 +62,8 @@ impl Relay {
 
         let config = Arc::new(config);
         let metrics = Metrics::new();
+        let limit = u32::try_from(config.server.max_connections).unwrap_or(u32::MAX);
+        metrics.gauge(&CONNECTIONS_LIMIT, &[]).set(f64::from(limit));
         let (clients, own) = (Tasks::default(), Tasks::default());
         let drain = Drain::new(config.drain, clients.clone(), own.clone(), &metrics);
         let hub = Hub::start(config.clone(), &own, &metrics)?;

@@ -11,7 +11,7 @@ import pytest
 import tools
 import yaml
 
-from conftest import ROOT, Helm
+from conftest import ROOT, Helm, one
 from monitoring import (
     DASHBOARD,
     DEPLOYMENT,
@@ -138,6 +138,18 @@ def test_alerts_fire_when_they_should(helm4: Helm, tmp_path: Path) -> None:
     command = [str(tools.promtool()), "test", "rules", str(cases)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_jwks_that_is_fetched_rarely_may_be_older(helm: Helm) -> None:
+    def at(*arguments: str) -> str:
+        spec = one(helm.objects("--values", str(SIDECAR), *arguments), "PrometheusRule")["spec"]
+        (found,) = (r["expr"] for g in spec["groups"] for r in g["rules"] if r["alert"] == "RelayJwksStale")
+        return found.split(" > ")[1]
+
+    key = "config.auth.key[0]"
+    settings = ["--set", f"{key}.jwks_url=https://issuer/jwks", "--set", f"{key}.algorithms[0]=ES256"]
+    assert at(*settings) == at(*settings, "--set", f"{key}.refresh=10m") == "3600"
+    assert at(*settings, "--set", f"{key}.refresh=2h") == "14400"
 
 
 def test_every_alert_is_tested_both_ways(helm4: Helm) -> None:
