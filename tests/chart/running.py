@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -24,6 +25,8 @@ HOST = "127.0.0.1"
 DEADLINE_S = 20.0
 KEYS = Path(__file__).resolve().parents[1] / "keys"
 SECRET = "x" * 32
+# By its suffix, what a Secret's key holds that is no HMAC secret.
+PEM = {".pem": "rsa.pub.pem", ".crt": "p256.crt.pem", ".key": "p256.pem"}
 # A Secret's name and key, where the chart mounts it.
 MOUNTED = re.compile(r"/run/secrets/relay/([\w-]+)/([\w.-]+)")
 CONFIG = """
@@ -60,7 +63,7 @@ def mounted(text: str, folder: Path) -> str:
     for name, key in MOUNTED.findall(text):
         file = folder / name / key
         file.parent.mkdir(exist_ok=True)
-        file.write_text((KEYS / "rsa.pub.pem").read_text() if key.endswith(".pem") else SECRET)
+        file.write_text((KEYS / PEM[file.suffix]).read_text() if file.suffix in PEM else SECRET)
     return MOUNTED.sub(rf"{folder}/\1/\2", text)
 
 
@@ -167,7 +170,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 
 def open_socket(url: str) -> ClientConnection:
-    return connect(url, subprotocols=["relay.v1"], open_timeout=10)
+    trusted = {"ssl": ssl.create_default_context(cafile=KEYS / PEM[".crt"])} if url.startswith("wss:") else {}
+    return connect(url, subprotocols=["relay.v1"], open_timeout=10, **trusted)
 
 
 def until(socket: ClientConnection, kind: str) -> dict:

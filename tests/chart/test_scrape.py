@@ -12,9 +12,10 @@ import pytest
 import tools
 import yaml
 from api_server import merge
+from websockets.exceptions import InvalidHandshake
 
 import prometheus
-from conftest import NAMESPACE, Helm, Object, one, relay_toml
+from conftest import CHART, NAMESPACE, Helm, Object, one, relay_toml
 from monitoring import DEPLOYMENT, SIDECAR, alerts, dashboard_expressions, metrics_of, panel_queries
 from running import (
     CONFIG,
@@ -24,17 +25,15 @@ from running import (
     free_port,
     give_it_something_to_count,
     mounted,
+    open_socket,
     process,
     redis_server,
     wait_for,
 )
 
-# Of what the relay of this test has not: TLS, and clients that renew their tokens.
-NOT_HERE = {
-    "relay_tls_handshake_failures_total",
-    "relay_tls_reloads_total",
-    "relay_token_renewals_total",
-}
+# What the relay of this test has not: clients that renew their tokens.
+NOT_HERE = {"relay_token_renewals_total"}
+TLS = CHART / "ci" / "tls-values.yaml"
 # Instead of minutes: that the alerts wait is for promtool to say.
 FOR = "2s"
 API_PODS = {"metadata": {"labels": {"app": "jobs-api"}}, "spec": {"containers": [
@@ -72,7 +71,8 @@ def test_prometheus_scrapes_it_answers_the_dashboard_and_fires(
             with process([str(relay), "run", "-c", str(config)], tmp_path / "relay.log"):
                 wait_for("relay", lambda: answers(admin, "/readyz"))
                 is_scraped(server, admin)
-                give_it_something_to_count(streams, f"ws://{HOST}:{port}")
+                give_it_something_to_count(streams, f"wss://{HOST}:{port}")
+                speaks_only_tls(port)
                 has_what_is_asked(server, helm4)
                 rules_are_healthy(server, helm4)
                 assert not server.firing("RelayRedisDown") and not server.firing("RelayDown")
@@ -85,12 +85,24 @@ def test_prometheus_scrapes_it_answers_the_dashboard_and_fires(
 
 
 def overlay(port: int, admin: int, api: int, streams) -> Object:
-    """Over the chart's own values for monitoring: ports of this machine, and what can be counted."""
+    """Over the chart's values for monitoring: TLS, ports of this machine, and what can be counted."""
     redis = streams.connection_pool.connection_kwargs["port"]
     config = tomllib.loads(CONFIG.format(port=port, admin=admin, api=api, redis=redis))
     # The HMAC key comes from the Secret's file, as the chart mounts it.
     del config["auth"]["key"][0]
-    return {"redis": {"url": config.pop("redis")["url"]}, "config": config}
+    # TLS as in the chart's own values for it.
+    tls = yaml.safe_load(TLS.read_text())
+    config["server"] |= tls["config"]["server"]
+    return {
+        "redis": {"url": config.pop("redis")["url"]},
+        "secretMounts": tls["secretMounts"],
+        "config": config,
+    }
+
+
+def speaks_only_tls(port: int) -> None:
+    with pytest.raises(InvalidHandshake):
+        open_socket(f"ws://{HOST}:{port}/ws/news/a")
 
 
 def manifest(rendered: list[Object]) -> Object:
