@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use metrics::Counter;
+use metrics::{Counter, Gauge};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -17,7 +17,7 @@ use tracing::{debug, error, info};
 
 use crate::config;
 use crate::debounce::Debounce;
-use crate::metrics::{Metrics, TLS_FAILURES, TLS_RELOADS};
+use crate::metrics::{Metrics, TLS_FAILURES, TLS_RELOADS, TLS_UNUSABLE};
 use crate::tasks::Tasks;
 use crate::tls::{CertificateError, CertificateFiles};
 
@@ -61,7 +61,9 @@ impl Tls {
             current,
             loaded: metrics.counter(&TLS_RELOADS, &["loaded"]),
             failed: metrics.counter(&TLS_RELOADS, &["failed"]),
+            unusable: metrics.gauge(&TLS_UNUSABLE, &[]),
         };
+        watched.unusable.set(0.0);
         tasks.spawn("certificate", watched.watch());
         Ok(Self {
             acceptor: Arc::new(config).into(),
@@ -106,6 +108,7 @@ struct Watched {
     current: Arc<Current>,
     loaded: Counter,
     failed: Counter,
+    unusable: Gauge,
 }
 
 impl Watched {
@@ -133,6 +136,8 @@ impl Watched {
 
     fn take(&self, certificate: Result<Arc<CertifiedKey>, CertificateError>) {
         let (cert, key) = (self.files.cert.display(), self.files.key.display());
+        self.unusable
+            .set(if certificate.is_ok() { 0.0 } else { 1.0 });
         match certificate {
             Ok(certificate) => {
                 let mut current = self

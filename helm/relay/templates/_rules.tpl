@@ -90,15 +90,15 @@ groups:
           summary: A relay has not been able to fetch the JWKS of auth.key {{ "{{ $labels.key }}" }} for long, or ever.
           runbook_url: {{ $runbook }}#relayjwksstale
       - alert: RelayKeyFileUnusable
-        expr: increase(relay_key_file_reloads_total{ {{- $relay -}} ,outcome="failed"}[1h]) > 0
+        expr: relay_key_file_unusable{ {{- $relay -}} } == 1
         for: 1m
         labels:
           severity: critical
         annotations:
-          summary: The file of a key has changed and can't be used; the old key stays.
+          summary: The file of auth.key {{ "{{ $labels.key }}" }} has changed and can't be used; the old key stays.
           runbook_url: {{ $runbook }}#relaykeyfileunusable
       - alert: RelayCertificateUnusable
-        expr: increase(relay_tls_reloads_total{ {{- $relay -}} ,outcome="failed"}[1h]) > 0
+        expr: relay_tls_certificate_unusable{ {{- $relay -}} } == 1
         for: 1m
         labels:
           severity: critical
