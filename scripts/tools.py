@@ -81,15 +81,24 @@ def unpack_layer(wheel: Path) -> None:
 
 
 def promtool() -> Path:
-    """The one on PATH, else that of Debian's package, without installing its server."""
-    if found := shutil.which("promtool"):
+    return of_prometheus("promtool")
+
+
+def prometheus() -> Path:
+    return of_prometheus("prometheus")
+
+
+def of_prometheus(name: str) -> Path:
+    """The one on PATH, else that of Debian's package, which is unpacked and not installed: it
+    would start a server with the machine."""
+    if found := shutil.which(name):
         return Path(found)
-    program = TOOLS / "prometheus" / "usr" / "bin" / "promtool"
+    program = TOOLS / "prometheus" / "usr" / "bin" / name
     if program.exists():
         return program
     if not shutil.which("apt-get"):
-        raise NotHere("promtool is not on PATH, and there is no apt-get to fetch it with")
-    say("fetching promtool")
+        raise NotHere(f"{name} is not on PATH, and there is no apt-get to fetch it with")
+    say("fetching prometheus")
     TOOLS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=TOOLS) as folder:
         # apt checks the hash against its signed index.
@@ -99,9 +108,9 @@ def promtool() -> Path:
         fetched = subprocess.run(command, cwd=folder, stdout=sys.stderr)
         packages = list(Path(folder).glob("prometheus_*.deb"))
         if fetched.returncode or not packages:
-            raise NotHere("promtool could not be fetched: apt-get update may be needed")
+            raise NotHere(f"{name} could not be fetched: apt-get update may be needed")
         tree = str(TOOLS / "prometheus")
-        run(["dpkg-deb", "-x", str(packages[0]), tree], "promtool could not be unpacked")
+        run(["dpkg-deb", "-x", str(packages[0]), tree], f"{name} could not be unpacked")
     return program
 
 

@@ -59,10 +59,12 @@ macro_rules! table {
 table! {
     BUILD_INFO = Kind::Gauge, "relay_build_info" ["version"] "Always 1; the version is its label.";
     CONNECTIONS = Kind::Gauge, "relay_connections" [] "Open TCP connections of clients, upgraded or not.";
+    CONNECTIONS_LIMIT = Kind::Gauge, "relay_connections_limit" [] "Connections that are possible at once: server.max_connections, or fewer where the limit of open files is too low.";
     SESSIONS = Kind::Gauge, "relay_sessions" ["route"] "Clients that are being served.";
     CONNECTS = Kind::Counter, "relay_connects_total" ["route", "outcome"] "Requests by outcome: accepted, or the reason of the refusal.";
     TLS_FAILURES = Kind::Counter, "relay_tls_handshake_failures_total" ["reason"] "TLS handshakes that failed: closed by the client, out of time, or refused by either side.";
     TLS_RELOADS = Kind::Counter, "relay_tls_reloads_total" ["outcome"] "Times that the certificate's files have changed: loaded, or failed and the old one stays.";
+    TLS_UNUSABLE = Kind::Gauge, "relay_tls_certificate_unusable" [] "1 while the certificate's files can't be used and the old one stays.";
     CLOSES = Kind::Counter, "relay_closes_total" ["route", "code"] "Sessions that ended, by close code; 1005 and 1006 as RFC 6455 has them.";
     FRAMES_SENT = Kind::Counter, "relay_frames_sent_total" ["route"] "Messages handed to clients.";
     BYTES_SENT = Kind::Counter, "relay_bytes_sent_total" ["route"] "Bytes to clients that the kernel took; with TLS as they are encrypted.";
@@ -83,6 +85,7 @@ table! {
     JWKS_LAST_SUCCESS = Kind::Gauge, "relay_jwks_last_success_timestamp_seconds" ["key"] "When a JWKS was last fetched, in seconds from the Unix epoch; 0: never.";
     JWKS_KEYS = Kind::Gauge, "relay_jwks_keys" ["key"] "Keys of a JWKS that can be used.";
     KEY_FILE_RELOADS = Kind::Counter, "relay_key_file_reloads_total" ["outcome"] "Changes of files that hold keys: read, or not usable.";
+    KEY_FILE_UNUSABLE = Kind::Gauge, "relay_key_file_unusable" ["key"] "1 while the file of a key can't be used and the old key stays; key is its place in the config, from 1.";
     REDIS_UP = Kind::Gauge, "relay_redis_up" [] "1 while the reader gets answers from Redis.";
     REDIS_RECONNECTS = Kind::Counter, "relay_redis_reconnects_total" ["reason"] "Connections of the reader that were given up, by reason.";
     REDIS_TRACKING = Kind::Gauge, "relay_redis_tracking" [] "1 while changes are pushed by CLIENT TRACKING, 0 while streams are polled.";

@@ -15,7 +15,7 @@ use crate::drain::Drain;
 use crate::hub::Hub;
 use crate::listener::tls::Tls;
 use crate::listener::{self, ClientPort};
-use crate::metrics::Metrics;
+use crate::metrics::{CONNECTIONS_LIMIT, Metrics, amount};
 use crate::router::Router;
 use crate::tasks::Tasks;
 
@@ -57,6 +57,8 @@ impl Relay {
 
         let config = Arc::new(config);
         let metrics = Metrics::new();
+        let limit = metrics.gauge(&CONNECTIONS_LIMIT, &[]);
+        limit.set(amount(config.server.max_connections));
         let (clients, own) = (Tasks::default(), Tasks::default());
         let drain = Drain::new(config.drain, clients.clone(), own.clone(), &metrics);
         let hub = Hub::start(config.clone(), &own, &metrics)?;

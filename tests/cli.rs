@@ -291,8 +291,9 @@ fn the_version_is_told() {
 
 #[test]
 fn bad_usage_is_status_2() {
-    let table: [&[&str]; 8] = [
+    let table: [&[&str]; 9] = [
         &["nonsense"],
+        &["health", "--admin", "relay"],
         &["--nonsense"],
         &["tail"],
         &["tail", "http://127.0.0.1/ws"],
@@ -435,6 +436,32 @@ fn health_is_what_the_admin_port_says() {
             stderr(&output)
         );
     }
+}
+
+#[test]
+fn a_relay_is_asked_by_name() {
+    let address = admin_port(vec![answer("200 OK", r#"{"ready":true}"#)]);
+    let (_, port) = address.split_once(':').expect("a port");
+    // The config names another, and is not read.
+    let place = Place::with("nonsense");
+    let output = place.run(&["health", "--admin", &format!("localhost:{port}")]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+
+    let name = "nobody.invalid:9091";
+    let output = place.run(&["health", "--admin", name]);
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains(name), "{}", stderr(&output));
+}
+
+#[test]
+fn a_relay_that_does_not_answer_is_given_up() {
+    // The kernel accepts; nobody reads.
+    let port = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = port.local_addr().expect("a bound port").to_string();
+    let output = Place::valid().run(&["health", "--admin", &address]);
+    assert_eq!(code(&output), 1);
+    let said = stderr(&output);
+    assert!(said.contains("no answer within 5s"), "{said}");
 }
 
 #[test]

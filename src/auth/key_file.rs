@@ -14,7 +14,7 @@ use tracing::{error, info};
 use super::key::Key;
 use crate::config::FixedKey;
 use crate::debounce::Debounce;
-use crate::metrics::{KEY_FILE_RELOADS, Metrics};
+use crate::metrics::{Gauge, KEY_FILE_RELOADS, KEY_FILE_UNUSABLE, Metrics};
 use crate::tasks::Tasks;
 
 /// How often files are looked at; up to a quarter less or more, so that many relays don't ask a
@@ -26,6 +26,7 @@ struct Watched {
     algorithms: Vec<Algorithm>,
     place: String,
     current: watch::Sender<Arc<Key>>,
+    unusable: Gauge,
     metrics: Metrics,
 }
 
@@ -44,11 +45,15 @@ pub(super) fn watch(
     for outcome in ["ok", "failed"] {
         metrics.counter(&KEY_FILE_RELOADS, &[outcome]).inc_by(0);
     }
+    let place = (index + 1).to_string();
+    let unusable = metrics.gauge(&KEY_FILE_UNUSABLE, &[&place]);
+    unusable.set(0);
     let watched = Watched {
         key: key.clone(),
         algorithms: algorithms.to_owned(),
-        place: (index + 1).to_string(),
+        place,
         current,
+        unusable,
         metrics: metrics.clone(),
     };
     tasks.spawn("key file", watched.keep());
@@ -63,6 +68,7 @@ impl Watched {
             if !debounce.settles(&read) {
                 continue;
             }
+            self.unusable.set(read.is_err().into());
             match read {
                 // It was unusable for a while.
                 Ok(key) if key == self.key => {}

@@ -1,6 +1,5 @@
 //! `relay drain`: asks a running relay to drain.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use anyhow::{Context, bail};
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::admin_client::{Where, ask};
+use super::admin_client::{Address, Where, ask};
 use super::{Failure, say};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,9 +32,9 @@ struct Draining {
 impl Drain {
     pub(super) async fn run(self, file: &Path) -> Result<(), Failure> {
         let address = self.place.address(file)?;
-        let longest = start(address).await?;
+        let longest = start(&address).await?;
         if self.wait {
-            wait(address, longest + MARGIN).await?;
+            wait(&address, longest + MARGIN).await?;
             return Ok(say("drained")?);
         }
         Ok(say("draining")?)
@@ -43,7 +42,7 @@ impl Drain {
 }
 
 /// Starts the drain or joins it, and says how long it takes at most.
-async fn start(address: SocketAddr) -> anyhow::Result<Duration> {
+async fn start(address: &Address) -> anyhow::Result<Duration> {
     let (status, body) = ask(address, Method::POST, "/drain", PATIENCE).await?;
     if status == StatusCode::FORBIDDEN {
         bail!("{address} takes this from loopback only: server.admin_listen must include it");
@@ -56,7 +55,7 @@ async fn start(address: SocketAddr) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(draining.longest_ms))
 }
 
-async fn wait(address: SocketAddr, longest: Duration) -> anyhow::Result<()> {
+async fn wait(address: &Address, longest: Duration) -> anyhow::Result<()> {
     match ask(address, Method::POST, "/drain?wait", longest).await {
         Ok((StatusCode::OK, _)) => Ok(()),
         Ok((status, _)) => bail!("the drain did not end well: {status}"),
@@ -66,6 +65,6 @@ async fn wait(address: SocketAddr, longest: Duration) -> anyhow::Result<()> {
     }
 }
 
-async fn is_gone(address: SocketAddr) -> bool {
+async fn is_gone(address: &Address) -> bool {
     ask(address, Method::GET, "/livez", PATIENCE).await.is_err()
 }

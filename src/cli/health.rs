@@ -38,7 +38,7 @@ impl Health {
             (false, Some(Scope::Itself)) => "/readyz?scope=self",
         };
         let address = self.place.address(file)?;
-        let (status, body) = ask(address, Method::GET, path, PATIENCE).await?;
+        let (status, body) = ask(&address, Method::GET, path, PATIENCE).await?;
         let body = String::from_utf8_lossy(&body);
         if status != StatusCode::OK {
             return Err(anyhow!("the relay at {address} is not ready: {}", body.trim()).into());

@@ -16,7 +16,7 @@ use tracing::{debug, error, info};
 
 use crate::config;
 use crate::debounce::Debounce;
-use crate::metrics::{Counter, Metrics, TLS_FAILURES, TLS_RELOADS};
+use crate::metrics::{Counter, Gauge, Metrics, TLS_FAILURES, TLS_RELOADS, TLS_UNUSABLE};
 use crate::tasks::Tasks;
 use crate::tls::{CertificateError, CertificateFiles};
 
@@ -60,7 +60,9 @@ impl Tls {
             current,
             loaded: metrics.counter(&TLS_RELOADS, &["loaded"]),
             failed: metrics.counter(&TLS_RELOADS, &["failed"]),
+            unusable: metrics.gauge(&TLS_UNUSABLE, &[]),
         };
+        watched.unusable.set(0);
         tasks.spawn("certificate", watched.watch());
         Ok(Self {
             acceptor: Arc::new(config).into(),
@@ -105,6 +107,7 @@ struct Watched {
     current: Arc<Current>,
     loaded: Counter,
     failed: Counter,
+    unusable: Gauge,
 }
 
 impl Watched {
@@ -132,6 +135,7 @@ impl Watched {
 
     fn take(&self, certificate: Result<Arc<CertifiedKey>, CertificateError>) {
         let (cert, key) = (self.files.cert.display(), self.files.key.display());
+        self.unusable.set(certificate.is_err().into());
         match certificate {
             Ok(certificate) => {
                 let mut current = self

@@ -13,20 +13,12 @@ import pytest
 import yaml
 
 from conftest import CHART, ROOT, SIDECAR, VALUES, Helm, objects, relay_toml
-
-SECRET = "x" * 32
-FILE = re.compile(r"/run/secrets/relay/([\w-]+)/([\w.-]+)")
+from running import mounted
 
 
 def check(relay: Path, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `relay check` where the Secrets are; they are not at /run on this machine."""
-    for name, key in FILE.findall(text):
-        file = folder / name / key
-        file.parent.mkdir(exist_ok=True)
-        pem = (ROOT / "tests" / "keys" / "rsa.pub.pem").read_text() if key.endswith(".pem") else SECRET
-        file.write_text(pem)
     config = folder / "relay.toml"
-    config.write_text(FILE.sub(rf"{folder}/\1/\2", text))
+    config.write_text(mounted(text, folder))
     environment = os.environ | {"API_HOST": "api:8000", "OLD_HMAC": "y" * 64}
     return subprocess.run(
         [str(relay), "check", "--config", str(config)],

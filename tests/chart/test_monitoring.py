@@ -10,72 +10,41 @@ from pathlib import Path
 import pytest
 import tools
 import yaml
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
-from conftest import CHART, ROOT, Helm, one
-from running import HOST, Api, answers, free_port, get, process, redis_server, wait_for
+from conftest import ROOT, Helm, one
+from monitoring import (
+    DASHBOARD,
+    DEPLOYMENT,
+    SERIES,
+    SIDECAR,
+    SUFFIX,
+    alerts,
+    dashboard_expressions,
+    metrics_of,
+    panel_queries,
+    rules,
+    table,
+)
+from running import (
+    CONFIG,
+    HOST,
+    Api,
+    answers,
+    free_port,
+    get,
+    give_it_something_to_count,
+    process,
+    redis_server,
+    wait_for,
+)
 
-SIDECAR = CHART / "ci" / "monitoring-sidecar-values.yaml"
-DEPLOYMENT = CHART / "ci" / "monitoring-deployment-values.yaml"
 RULE_TESTS = ROOT / "tests" / "chart" / "rules.test.yaml"
-DASHBOARD = CHART / "files" / "dashboard.json"
-SERIES = re.compile(r"\b(relay_[a-z_]+)(\{[^}]*\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"")
-SUFFIX = re.compile(r"_(bucket|sum|count)$")
 # From Prometheus, the operator and histograms, not from relay.
 FOREIGN_LABELS = {"job", "namespace", "pod", "instance", "le"}
-# Of what this test's relay does not have: TLS, a JWKS, renewals, conflation, keys in files. That
-# relay has them then is for tests/scenarios; here the table says that they are there.
-NOT_HERE = re.compile("relay_(tls|jwks|key_file|token_renewals|entries_conflated)_")
-CONFIG = """
-[server]
-listen = "127.0.0.1:{port}"
-admin_listen = "127.0.0.1:{admin}"
-[redis]
-url = "redis://127.0.0.1:{redis}/0"
-[[auth.key]]
-algorithms = ["HS256"]
-secret = "an-hmac-secret-of-32-bytes-or-more"
-[[route]]
-name = "news"
-path = "/ws/news/{{name}}"
-streams = ["news:{{name}}"]
-auth = "none"
-[route.snapshot]
-url = "http://127.0.0.1:{api}/state"
-[route.message]
-field = "data"
-max_bytes = "64B"
-[[route]]
-name = "job"
-path = "/ws/jobs/{{name}}"
-streams = ["job:{{name}}"]
-"""
-
-
-def table() -> dict[str, list[str]]:
-    """Every metric of src/metrics.rs with its labels."""
-    source = (ROOT / "src" / "metrics.rs").read_text()
-    rows = re.findall(r'= Kind::\w+(?:\(\w+\))?, "(relay_\w+)" \[([^\]]*)\]', source)
-    assert len(rows) > 20
-    return {name: re.findall(r'"(\w+)"', labels) for name, labels in rows}
-
-
-def rules(helm: Helm, values: Path) -> dict:
-    return one(helm.objects("--values", str(values)), "PrometheusRule")["spec"]
-
-
-def alerts(helm: Helm, values: Path) -> list[dict]:
-    return [rule for group in rules(helm, values)["groups"] for rule in group["rules"]]
-
-
-def dashboard_expressions() -> list[str]:
-    board = json.loads(DASHBOARD.read_text())
-    found = [t["expr"] for p in board["panels"] for t in p.get("targets", [])]
-    found += [v["definition"] for v in board["templating"]["list"] if "definition" in v]
-    assert len(found) > 20
-    return found
+# Of what this test's relay does not have: TLS, renewals, keys in files. That relay has them then
+# is for tests/scenarios; here the table says that they are there.
+NOT_HERE = re.compile("relay_(tls|key_file|token_renewals)_")
 
 
 def wrong_series(expression: str, known: dict[str, list[str]]) -> list[str]:
@@ -115,8 +84,7 @@ def test_a_metric_that_is_not_there_is_seen() -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    shown = {SUFFIX.sub("", n) for e in dashboard_expressions() for n, _ in SERIES.findall(e)}
-    assert shown == set(table())
+    assert set().union(*map(metrics_of, dashboard_expressions())) == set(table())
 
 
 def test_a_running_relay_has_every_metric_of_the_table(
@@ -154,41 +122,6 @@ def test_a_running_relay_has_every_metric_of_the_table(
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def open_socket(url: str) -> ClientConnection:
-    return connect(url, subprotocols=["relay.v1"], open_timeout=10)
-
-
-def until(socket: ClientConnection, kind: str) -> dict:
-    for _ in range(100):
-        frame = json.loads(socket.recv(timeout=10))
-        if frame["type"] == kind:
-            return frame
-    raise AssertionError(f"no {kind}")
-
-
-def give_it_something_to_count(streams, url: str) -> None:
-    streams.xadd("news:a", {"data": "1"})
-    with open_socket(f"{url}/ws/news/a?cursor=nonsense") as socket:
-        until(socket, "live")
-        socket.send("ping")
-        until(socket, "pong")
-        streams.xadd("news:a", {"data": "2"})
-        until(socket, "event")
-        streams.xadd("news:a", {"data": "x" * 100})
-        until(socket, "event")
-        # The reader comes back by itself.
-        streams.client_kill_filter(_type="normal", skipme=True)
-    # A stream that nobody has watched is in no ring, so that Redis is asked.
-    lost = streams.xadd("news:b", {"data": "1"}).decode()
-    streams.xadd("news:b", {"data": "2"})
-    streams.xtrim("news:b", maxlen=1, approximate=False)
-    with open_socket(f"{url}/ws/news/b?cursor={lost}") as socket:
-        until(socket, "resync")
-        until(socket, "snapshot")
-    with pytest.raises(ConnectionClosed), open_socket(f"{url}/ws/jobs/a") as socket:
-        socket.recv(timeout=10)
-
-
 @pytest.mark.parametrize("values", [SIDECAR, DEPLOYMENT], ids=lambda path: path.stem)
 def test_promtool_takes_the_rules(helm: Helm, values: Path, tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
@@ -205,6 +138,18 @@ def test_alerts_fire_when_they_should(helm4: Helm, tmp_path: Path) -> None:
     command = [str(tools.promtool()), "test", "rules", str(cases)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_jwks_that_is_fetched_rarely_may_be_older(helm: Helm) -> None:
+    def at(*arguments: str) -> str:
+        spec = one(helm.objects("--values", str(SIDECAR), *arguments), "PrometheusRule")["spec"]
+        (found,) = (r["expr"] for g in spec["groups"] for r in g["rules"] if r["alert"] == "RelayJwksStale")
+        return found.split(" > ")[1]
+
+    key = "config.auth.key[0]"
+    settings = ["--set", f"{key}.jwks_url=https://issuer/jwks", "--set", f"{key}.algorithms[0]=ES256"]
+    assert at(*settings) == at(*settings, "--set", f"{key}.refresh=10m") == "3600"
+    assert at(*settings, "--set", f"{key}.refresh=2h") == "14400"
 
 
 def test_every_alert_is_tested_both_ways(helm4: Helm) -> None:
@@ -248,14 +193,10 @@ def test_the_dashboard_is_whole() -> None:
 
 def test_promql_of_the_dashboard_parses(tmp_path: Path) -> None:
     """As recording rules, with Grafana's variables filled in."""
-    filled = [
-        e.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$route", ".*")
-        for e in dashboard_expressions()
-        if not e.startswith("label_values")
-    ]
+    queries = enumerate(panel_queries("1m"))
     group = {
         "name": "dashboard",
-        "rules": [{"record": f"panel:{n}", "expr": e} for n, e in enumerate(filled)],
+        "rules": [{"record": f"panel:{n}", "expr": e} for n, e in queries],
     }
     file = tmp_path / "panels.yaml"
     file.write_text(yaml.safe_dump({"groups": [group]}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 
 import environment
@@ -24,8 +25,10 @@ from conftest import (  # noqa: I001 - it puts scripts/ on the path
     Object,
     one,
     objects,
+    relay_toml,
 )
 
+TLS = CHART / "ci" / "tls-values.yaml"
 OLDEST = (1, 29)
 OF_CRDS = {"monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1"}
 
@@ -165,6 +168,39 @@ def test_the_container_is_locked_down(helm: Helm) -> None:
 def test_a_sidecar_brings_nothing_that_acts_on_the_apis_pods(helm: Helm) -> None:
     kinds = {o["kind"] for o in helm.objects("--values", str(SIDECAR))}
     assert kinds == {"ConfigMap", "Service", "Pod"}
+
+
+def test_tls_is_for_clients_alone(helm: Helm) -> None:
+    rendered = helm.objects("--values", str(TLS))
+    server = tomllib.loads(relay_toml(rendered))["server"]
+    own = container(rendered)
+    # A whole folder, which the kubelet replaces when the certificate is renewed.
+    (mount,) = (m for m in own["volumeMounts"] if m["name"] == "relay-secret-tls")
+    assert mount == {"name": "relay-secret-tls", "mountPath": "/run/secrets/relay/tls", "readOnly": True}
+    assert {str(Path(path).parent) for path in server["tls"].values()} == {mount["mountPath"]}
+    for pod in (one(rendered, "Deployment")["spec"]["template"], one(rendered, "Pod")):
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        assert volumes["relay-secret-tls"]["secret"] == {"secretName": "relay-tls", "defaultMode": 0o444}
+    # Probes, drain and metrics ask the admin port, which stays plain.
+    ports = {port["name"]: port["containerPort"] for port in own["ports"]}
+    assert server["admin_listen"].endswith(f":{ports['relay-admin']}")
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = own[probe]["httpGet"]
+        assert asked["port"] == "relay-admin" and "scheme" not in asked
+    plain = container(helm.objects("--values", str(DEPLOYMENT)))
+    for key in ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "ports"):
+        assert own[key] == plain[key]
+
+
+def test_the_service_says_what_is_spoken(helm: Helm) -> None:
+    def said(values: Path, *arguments: str) -> str | None:
+        (port,) = one(helm.objects("--values", str(values), *arguments), "Service")["spec"]["ports"]
+        return port.get("appProtocol")
+
+    assert said(DEPLOYMENT) == "kubernetes.io/ws"
+    assert said(TLS) == "kubernetes.io/wss"
+    assert said(TLS, "--set", "service.appProtocol=https") == "https"
+    assert said(TLS, "--set", "service.appProtocol=") is None
 
 
 def test_a_new_config_means_new_pods(helm: Helm) -> None:

@@ -55,6 +55,13 @@ async fn reloaded(relay: &Relay, outcome: &str, times: f64) {
     relay.metric_reaches(RELOADS, &labels, times).await;
 }
 
+async fn unusable(relay: &Relay, value: f64) {
+    let labels = [("key", "1")];
+    relay
+        .metric_reaches("relay_key_file_unusable", &labels, value)
+        .await;
+}
+
 #[tokio::test]
 async fn s22_a_secret_in_a_file_is_read_again_when_it_changes() {
     let redis = Redis::start().await;
@@ -79,8 +86,10 @@ async fn s22_a_secret_in_a_file_is_read_again_when_it_changes() {
     assert_eq!(refusal.reason(), "token_signature");
 
     // What can't be used is said once, and the key stays.
+    unusable(&relay, 0.0).await;
     mount.replace("3", "short");
     reloaded(&relay, "failed", 1.0).await;
+    unusable(&relay, 1.0).await;
     mount.replace("4", "");
     // The same problem is not told again: the next change shows that it was seen.
     std::fs::remove_file(mount.path().join("..data")).expect("the mount is gone");
@@ -92,7 +101,10 @@ async fn s22_a_secret_in_a_file_is_read_again_when_it_changes() {
         .await
         .expect_live()
         .await;
-    mount.replace("5", OLD);
+    // As it was: nothing to take, and no fault any more.
+    mount.replace("5", NEW);
+    unusable(&relay, 0.0).await;
+    mount.replace("6", OLD);
     reloaded(&relay, "ok", 2.0).await;
     relay
         .upgrade(JOB)

@@ -100,6 +100,21 @@ async fn a_full_relay_answers_by_status() {
 }
 
 #[tokio::test]
+async fn the_limit_that_holds_is_a_metric() {
+    let (redis, relay) = stage("max_connections = 700").await;
+    relay
+        .metric_reaches("relay_connections_limit", &[], 700.0)
+        .await;
+
+    let config = Config::new(&redis).with("[server]\nmax_connections = 700");
+    let relay = Relay::start_limited(&config, 1024).await;
+    // Half of the files at most are for other things.
+    relay
+        .metric_reaches("relay_connections_limit", &[], 512.0)
+        .await;
+}
+
+#[tokio::test]
 async fn s27_slow_handshakes_count_for_their_address() {
     let (_redis, relay) = stage("max_connections_per_ip = 3\nhandshake_timeout = \"2s\"").await;
     let _client = live(relay.upgrade(JOB)).await;

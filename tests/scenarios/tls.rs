@@ -214,11 +214,17 @@ async fn a_certificate_is_replaced_while_clients_stay() {
             .await;
     };
     reloads("loaded", 1.0).await;
+    let unusable = async |value| {
+        let name = "relay_tls_certificate_unusable";
+        stage.relay.metric_reaches(name, &[], value).await;
+    };
+    unusable(0.0).await;
 
     // A key of another, then no key at all: the last good pair stays.
     let another = Identity::new();
     stage.mount.put(&another.cert_pem(), &new.key_pem());
     reloads("failed", 1.0).await;
+    unusable(1.0).await;
     stage.mount.put(&another.cert_pem(), "");
     reloads("failed", 2.0).await;
     // The line is on its way when the counter is there.
@@ -240,6 +246,9 @@ async fn a_certificate_is_replaced_while_clients_stay() {
     for client in [&mut old, &mut fresh, &mut third] {
         client.expect_event("1-0", "to all").await;
     }
+    // As it was: nothing to take, and no fault any more.
+    stage.mount.put(&new.cert_pem(), &new.key_pem());
+    unusable(0.0).await;
     stage.mount.put(&another.cert_pem(), &another.key_pem());
     reloads("loaded", 2.0).await;
 }

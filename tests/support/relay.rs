@@ -28,32 +28,50 @@ pub(crate) struct Relay {
     admin: SocketAddr,
 }
 
+const BINARY: &str = env!("CARGO_BIN_EXE_relay");
+
+/// In an environment that does not say what is logged.
+fn program(binary: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(binary);
+    command.env_remove("RUST_LOG");
+    command
+}
+
 impl Relay {
     /// Started, and listening.
     pub(crate) async fn start(config: &Config) -> Self {
-        Self::start_binary(env!("CARGO_BIN_EXE_relay").as_ref(), config).await
+        Self::start_binary(BINARY.as_ref(), config).await
     }
 
     /// The same with these variables in its environment.
     pub(crate) async fn start_in(config: &Config, environment: &[(&str, &str)]) -> Self {
-        Self::launch(env!("CARGO_BIN_EXE_relay").as_ref(), config, environment).await
+        let mut command = program(BINARY);
+        command.envs(environment.iter().copied());
+        Self::launch(command, config).await
+    }
+
+    /// The same with this hard limit of open files.
+    pub(crate) async fn start_limited(config: &Config, open_files: u32) -> Self {
+        let mut command = program("sh");
+        command
+            .args(["-c", r#"ulimit -n "$0" && exec "$@""#])
+            .args([&open_files.to_string(), BINARY]);
+        Self::launch(command, config).await
     }
 
     /// The same with a relay of another build.
     pub(crate) async fn start_binary(binary: &OsStr, config: &Config) -> Self {
-        Self::launch(binary, config, &[]).await
+        Self::launch(program(binary), config).await
     }
 
-    async fn launch(binary: &OsStr, config: &Config, environment: &[(&str, &str)]) -> Self {
+    async fn launch(mut command: Command, config: &Config) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the relay");
         let file = dir.path().join("relay.toml");
         std::fs::write(&file, config.text()).expect("a config file");
         let mut process = Process::spawn(
-            Command::new(binary)
+            command
                 .args(["run", "--config"])
                 .arg(&file)
-                .env_remove("RUST_LOG")
-                .envs(environment.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),

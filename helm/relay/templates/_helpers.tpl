@@ -55,6 +55,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- regexFind "[0-9]+$" .Values.config.server.admin_listen -}}
 {{- end -}}
 
+{{- define "relay.appProtocol" -}}
+{{- if ne .Values.service.appProtocol "auto" -}}{{ .Values.service.appProtocol }}
+{{- else if dig "server" "tls" "cert" "" .Values.config -}}kubernetes.io/wss
+{{- else -}}kubernetes.io/ws
+{{- end -}}
+{{- end -}}
+
 {{- define "relay.serviceAccountName" -}}
 {{- if .Values.deployment.serviceAccount.create -}}
 {{- .Values.deployment.serviceAccount.name | default (include "relay.fullname" .) -}}

@@ -3,7 +3,11 @@
 {{- $relay := include "relay.seriesSelector" . -}}
 {{- $at := .Values.metrics.rules.thresholds -}}
 {{- $runbook := .Values.metrics.rules.runbookUrl -}}
-{{- $connections := dig "server" "max_connections" 100000 .Values.config -}}
+{{- /* A set that is fetched rarely may be older. */ -}}
+{{- $jwksAge := $at.jwksAgeSeconds -}}
+{{- range dig "auth" "key" list .Values.config -}}
+{{- with .refresh }}{{ $jwksAge = maxf $jwksAge (mul 2 (include "relay.seconds" . | int)) }}{{ end -}}
+{{- end -}}
 groups:
   - name: relay
     rules:
@@ -61,12 +65,12 @@ groups:
           summary: Clients of route {{ "{{ $labels.route }}" }} are closed because they take too little.
           runbook_url: {{ $runbook }}#relayslowclients
       - alert: RelayConnectionsNearLimit
-        expr: relay_connections{ {{- $relay -}} } > {{ $at.connectionsRatio }} * {{ int64 $connections }}
+        expr: relay_connections{ {{- $relay -}} } / relay_connections_limit{ {{- $relay -}} } > {{ $at.connectionsRatio }}
         for: 5m
         labels:
           severity: warning
         annotations:
-          summary: A relay has {{ "{{ $value }}" }} connections of at most {{ int64 $connections }}.
+          summary: A relay has {{ "{{ $value | humanizePercentage }}" }} of the connections that it takes at most.
           runbook_url: {{ $runbook }}#relayconnectionsnearlimit
       - alert: RelayTokenRejections
         expr: |
@@ -77,6 +81,30 @@ groups:
         annotations:
           summary: Tokens are refused ({{ "{{ $labels.reason }}" }}).
           runbook_url: {{ $runbook }}#relaytokenrejections
+      - alert: RelayJwksStale
+        expr: time() - relay_jwks_last_success_timestamp_seconds{ {{- $relay -}} } > {{ $jwksAge }}
+        for: 5m
+        labels:
+          severity: warning
+        annotations:
+          summary: A relay has not been able to fetch the JWKS of auth.key {{ "{{ $labels.key }}" }} for long, or ever.
+          runbook_url: {{ $runbook }}#relayjwksstale
+      - alert: RelayKeyFileUnusable
+        expr: relay_key_file_unusable{ {{- $relay -}} } == 1
+        for: 1m
+        labels:
+          severity: critical
+        annotations:
+          summary: The file of auth.key {{ "{{ $labels.key }}" }} has changed and can't be used; the old key stays.
+          runbook_url: {{ $runbook }}#relaykeyfileunusable
+      - alert: RelayCertificateUnusable
+        expr: relay_tls_certificate_unusable{ {{- $relay -}} } == 1
+        for: 1m
+        labels:
+          severity: critical
+        annotations:
+          summary: The files of the TLS certificate have changed and can't be used; the old one stays until it expires.
+          runbook_url: {{ $runbook }}#relaycertificateunusable
       - alert: RelayVersionSkew
         expr: count(count by (version) (relay_build_info{ {{- $relay -}} })) > 1
         for: 1h
