@@ -20,7 +20,7 @@ use super::continuity::Known;
 use crate::store::{StreamInfo, Unreadable};
 use crate::stream::{EntryId, StreamKey};
 use crate::wake::Bell;
-use state::State;
+use state::{Ahead, State};
 
 pub use mark::Mark;
 pub use question::{After, Basis, Epoch, Position, Reach};
@@ -91,6 +91,7 @@ impl Feed {
             read_answered: 0,
             as_of: now_ms(),
             proven_by_info: info.is_none(),
+            ahead: None,
             unreadable: None,
             asked_at: Instant::now(),
             idle_since: None,
@@ -191,6 +192,21 @@ impl Feed {
         self.lock().mean_size.unwrap_or(UNKNOWN_SIZE)
     }
 
+    /// A session has proven a position in the backlog. Whether the feed was not as far: then it
+    /// should be read soon.
+    pub fn note_proven(&self, id: EntryId) -> bool {
+        let mut state = self.lock();
+        let is_ahead = id > state.tail;
+        if is_ahead && state.ahead.as_ref().is_none_or(|ahead| ahead.id < id) {
+            state.ahead = Some(Ahead {
+                id,
+                reads_sent: state.reads_sent,
+                was_doubted: false,
+            });
+        }
+        is_ahead
+    }
+
     /// Takes the size of entries from a page: a feed without live entries knows no other.
     pub(super) fn learn_size(&self, chunk: &Chunk) {
         self.lock().learn_size(chunk);
@@ -238,11 +254,13 @@ impl Feed {
     }
 
     /// Takes entries that follow the tail, and wakes whoever waits. `info` is what Redis said of
-    /// the stream, if that was the proof. Returns by how much the ring has grown.
+    /// the stream, if that was the proof; `is_end` that there were no more entries. Returns by how
+    /// much the ring has grown.
     pub(super) fn publish(
         &self,
         chunks: Vec<Chunk>,
         info: Option<Option<StreamInfo>>,
+        is_end: bool,
         connection: u64,
     ) -> isize {
         let mut state = self.lock();
@@ -261,10 +279,16 @@ impl Feed {
             Some(None) => state.missing_on = Some(connection),
             Some(Some(_)) | None => {}
         }
+        let is_missing = matches!(info, Some(None));
+        let is_in_doubt = is_end && state.doubts_who_is_ahead(has_news, is_missing);
+        if is_in_doubt {
+            // The ring stays: whoever is in it is as sure as before.
+            state.epoch += 1;
+        }
         let grown = difference(before, state.ring_bytes);
         drop(state);
         let was_degraded = self.degraded.swap(false, Ordering::AcqRel);
-        if has_news || was_degraded {
+        if has_news || is_in_doubt || was_degraded {
             self.bell.ring();
         }
         grown
@@ -280,6 +304,7 @@ impl Feed {
         state.tail_digest = None;
         state.added = info.map_or(Some(0), |info| info.entries_added);
         state.missing_on = info.is_none().then_some(connection);
+        state.ahead = None;
         state.empty_ring();
         let grown = difference(before, state.ring_bytes);
         drop(state);

@@ -211,6 +211,12 @@ impl Session {
                     true => self.send_newest(index, &slices, epoch),
                     false => self.send(index, &slices, epoch),
                 }
+                let Tracked {
+                    watch, position, ..
+                } = &self.streams[index];
+                if watch.feed.note_proven(position.id) {
+                    self.route.hub().refresh(&watch.feed);
+                }
             }
             Ok(Page::Nothing { at }) => {
                 stream.position = Position {
@@ -221,6 +227,7 @@ impl Session {
                 stream.target = stream.target.min(at);
                 // The feed may know less than Redis: then it is waited for, not asked again.
                 stream.nothing_follows = !stream.changed;
+                stream.watch.feed.note_proven(at);
                 self.route.hub().refresh(&stream.watch.feed);
             }
             Ok(Page::Lost(reason)) => {

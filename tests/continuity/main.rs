@@ -207,14 +207,54 @@ fn overtaken() -> Vec<(&'static str, Vec<Op>)> {
     ]
 }
 
+/// A client has read a page of what the relay has not seen itself, and then it is gone.
+fn ahead() -> Vec<(&'static str, Vec<Op>)> {
+    let before = |rest: &[Op]| {
+        let mut ops = vec![
+            attach(),
+            Op::Turn { turns: 4 },
+            add(3, 0, Keep::All),
+            Op::Resume {
+                relay: FIRST,
+                cursor: Index(1),
+            },
+            // The other relay's turns are this one's as well.
+            Op::Attach { relay: Index(1) },
+        ];
+        ops.extend_from_slice(rest);
+        ops
+    };
+    let delete = Op::Delete { from_newest: 0 };
+    vec![
+        ("the stream ends", before(&[end(false)])),
+        (
+            "the stream ends and begins anew, with lower ids",
+            before(&[end(true), add(1, 1, Keep::All)]),
+        ),
+        (
+            "entries are deleted by hand, and then the stream ends",
+            before(&[delete.clone(), delete.clone(), delete, Op::Rest, end(false)]),
+        ),
+    ]
+}
+
 #[test]
 fn nor_in_cases_that_are_known() {
-    let servers = with_clock(Servers::pair());
+    let (pair, one) = (with_clock(Servers::pair()), with_clock(Servers::one()));
+    let polling = Setup {
+        is_polling: true,
+        ..RING
+    };
     let mut wrong = Vec::new();
-    for (name, ops) in counted().into_iter().chain(overtaken()) {
-        if let Err(error) = play_one(&servers, &RING, &ops) {
-            wrong.push(format!("{name}: {error}"));
+    let mut play_all = |servers, setup, cases: Vec<(&str, Vec<Op>)>| {
+        for (name, ops) in cases {
+            if let Err(error) = play_one(servers, setup, &ops) {
+                wrong.push(format!("{name}: {error}"));
+            }
         }
-    }
+    };
+    play_all(&pair, &RING, counted());
+    play_all(&pair, &RING, overtaken());
+    play_all(&one, &polling, ahead());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

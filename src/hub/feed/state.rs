@@ -38,9 +38,20 @@ pub(super) struct State {
     /// Milliseconds since the Unix epoch when Redis last confirmed the tail.
     pub(super) as_of: u64,
     pub(super) proven_by_info: bool,
+    pub(super) ahead: Option<Ahead>,
     pub(super) unreadable: Option<Unreadable>,
     pub(super) asked_at: Instant,
     pub(super) idle_since: Option<Instant>,
+}
+
+/// How far a session has read in the backlog, where that is further than the tail. What the feed
+/// has never seen it can't miss: when its own reads end before this, sessions have to ask.
+pub(super) struct Ahead {
+    pub(super) id: EntryId,
+    /// Reads that were sent before: what they find is older.
+    pub(super) reads_sent: u64,
+    /// Sessions have asked, and found nothing missing.
+    pub(super) was_doubted: bool,
 }
 
 impl State {
@@ -122,6 +133,26 @@ impl State {
         self.ring_entries = 0;
         self.ring_bytes = 0;
         self.base = self.tail;
+    }
+
+    /// After a read to the end of the stream: whether that end is before what a session has seen,
+    /// though nothing should have gone since. Entries that were deleted by hand are not found
+    /// either, so it is said again only where there is more to it.
+    pub(super) fn doubts_who_is_ahead(&mut self, has_news: bool, is_missing: bool) -> bool {
+        let tail = self.tail;
+        let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.id > tail) else {
+            self.ahead = None;
+            return false;
+        };
+        if self.read_answered <= ahead.reads_sent {
+            return false;
+        }
+        let is_in_doubt = !ahead.was_doubted || has_news || is_missing;
+        ahead.was_doubted = true;
+        if is_missing {
+            self.ahead = None;
+        }
+        is_in_doubt
     }
 
     /// Redis has confirmed the tail, by the read that was sent last: there is one at a time.

@@ -132,9 +132,9 @@ proptest! {
                     model.published += ids.len() as u64;
                     model.pulls.push(ids);
                     model.must_know = tail;
-                    feed.publish(chunk.into_iter().collect(), None, 1)
+                    feed.publish(chunk.into_iter().collect(), None, true, 1)
                 }
-                Step::Nothing => feed.publish(Vec::new(), None, 1),
+                Step::Nothing => feed.publish(Vec::new(), None, true, 1),
                 Step::Lose { by } => {
                     model.start = EntryId::new(tail.ms.saturating_sub(10) + by, 0);
                     model.pulls.clear();

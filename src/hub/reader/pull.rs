@@ -106,7 +106,7 @@ impl Connected<'_> {
             Verdict::Continuous(entries) => {
                 self.note_pull(pull.mark, entries.is_empty());
                 let chunks = Chunk::split(&pull.feed.key, entries, &self.shared.formats);
-                let grown = pull.feed.publish(chunks, info, self.number);
+                let grown = pull.feed.publish(chunks, info, !is_full, self.number);
                 self.note_growth(grown);
                 if is_full {
                     self.shared.dirty.mark(&pull.feed, Mark::Asked);
