@@ -336,6 +336,7 @@ impl Session {
             if stream.watch.listener.poll_rung(cx).is_ready() {
                 stream.changed = true;
                 stream.nothing_follows = false;
+                stream.is_settled = false;
             }
         }
     }

@@ -212,7 +212,7 @@ impl Connection {
                 }
                 Event::Decided(Output::Ping) => {
                     self.control.note_ping();
-                    self.socket.queue(vec![ping_framed()]);
+                    self.socket.queue([ping_framed()]);
                 }
                 Event::Decided(Output::Close(close)) => return End::Closing(close),
                 Event::Ended(end) => return end,

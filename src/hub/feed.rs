@@ -23,7 +23,7 @@ use crate::wake::Bell;
 use state::{Ahead, State};
 
 pub use mark::Mark;
-pub use question::{After, Basis, Epoch, Position, Reach};
+pub use question::{After, Basis, Epoch, Position, Reach, Slices};
 pub use watch::Watch;
 
 /// What an entry is taken to be before one was seen: large, so that a first read stays small.
@@ -94,6 +94,7 @@ impl Feed {
             ahead: None,
             unreadable: None,
             asked_at: Instant::now(),
+            was_asked: false,
             idle_since: None,
         };
         Self {
@@ -116,7 +117,7 @@ impl Feed {
     /// What is after a position, up to the chunk that comes to this reach.
     pub fn after_within(&self, position: Position, reach: Reach) -> After {
         let mut state = self.lock();
-        state.asked_at = Instant::now();
+        state.was_asked = true;
         if let Some(reason) = &state.unreadable {
             return After::Unreadable(reason.clone());
         }
@@ -134,8 +135,12 @@ impl Feed {
         if position.id == state.tail {
             return After::CaughtUp { epoch, published };
         }
+        let slices = state.slices_after(position.id, reach);
         After::Entries {
-            slices: state.slices_after(position.id, reach),
+            is_all: slices
+                .last()
+                .is_some_and(|slice| slice.last() == state.tail),
+            slices,
             epoch,
             published,
         }
@@ -212,9 +217,13 @@ impl Feed {
         self.lock().learn_size(chunk);
     }
 
-    /// When a session last asked.
+    /// When a session last asked, as far as it is known: to the read before.
     pub fn asked_at(&self) -> Instant {
-        self.lock().asked_at
+        let state = self.lock();
+        match state.was_asked {
+            true => Instant::now(),
+            false => state.asked_at,
+        }
     }
 
     /// The number of the last read that was sent; with [`was_read_since`](Self::was_read_since)

@@ -70,6 +70,7 @@ impl Session {
         for (stream, position) in self.streams.iter_mut().zip(positions) {
             stream.position = *position;
             stream.nothing_follows = false;
+            stream.is_settled = false;
         }
         match std::mem::replace(&mut self.stage, Stage::Streaming) {
             Stage::Preparing(First::Snapshot { reason, body }) => {

@@ -100,6 +100,7 @@ pub(super) struct Ending {
     signal: DrainSignal,
     listener: Listener,
     turn: Turn,
+    is_cut: bool,
 }
 
 enum Turn {
@@ -115,6 +116,7 @@ impl Ending {
             listener: signal.listen(),
             signal: signal.clone(),
             turn: Turn::NotYet,
+            is_cut: false,
         };
         ending.look();
         ending
@@ -138,15 +140,16 @@ impl Ending {
         if self.listener.poll_rung(cx).is_ready() {
             self.look();
         }
-        if self.signal.phase() == Phase::Cut {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
+        match self.is_cut {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
     }
 
     fn look(&mut self) {
-        if let (Phase::Ending { until, .. }, Turn::NotYet) = (self.signal.phase(), &self.turn) {
+        let phase = self.signal.phase();
+        self.is_cut = phase == Phase::Cut;
+        if let (Phase::Ending { until, .. }, Turn::NotYet) = (phase, &self.turn) {
             let left = until.saturating_duration_since(Instant::now());
             let moment = Instant::now() + left.mul_f64(rand::random_range(0.0..1.0));
             self.turn = Turn::At(Box::pin(sleep_until(moment)));

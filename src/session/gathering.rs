@@ -1,5 +1,7 @@
 //! A session's own cursor, and messages put together for it where the format needs that.
 
+use smallvec::smallvec;
+
 use super::{Batch, Session};
 use crate::hub::chunk::BATCH_BYTES;
 use crate::protocol::encoder::Encoder;
@@ -63,6 +65,6 @@ impl Gathering<'_> {
     }
 
     pub(super) fn into_batch(self) -> Batch {
-        Batch::new(vec![self.messages.into()], self.count)
+        Batch::new(smallvec![self.messages.into()], self.count)
     }
 }

@@ -1,6 +1,7 @@
 //! What a session decides, for the transport to do.
 
 use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
 
 use crate::protocol::outcome::Refusal;
 
@@ -16,21 +17,21 @@ pub enum Output {
 
 /// Whole messages, framed, to be written one after the other.
 pub struct Batch {
-    /// Bytes, mostly shared with other sessions.
-    pub parts: Vec<Bytes>,
+    /// Bytes, mostly shared with other sessions; one part, mostly.
+    pub parts: SmallVec<[Bytes; 1]>,
     /// How many messages they are.
     pub count: usize,
 }
 
 impl Batch {
     /// Messages in these parts.
-    pub fn new(parts: Vec<Bytes>, count: usize) -> Self {
+    pub fn new(parts: SmallVec<[Bytes; 1]>, count: usize) -> Self {
         Self { parts, count }
     }
 
     /// One message.
     pub fn one(message: Bytes) -> Self {
-        Self::new(vec![message], 1)
+        Self::new(smallvec![message], 1)
     }
 }
 

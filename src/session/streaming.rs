@@ -27,6 +27,9 @@ pub(super) struct Tracked {
     pub(super) nothing_follows: bool,
     /// The feed has changed since the backlog was asked.
     pub(super) changed: bool,
+    /// The feed has nothing more, and has not changed since: it need not be asked, which takes its
+    /// lock.
+    pub(super) is_settled: bool,
 }
 
 /// What a session's lag means for it.
@@ -61,6 +64,9 @@ impl Session {
 
     fn advance_stream(&mut self, index: usize) -> bool {
         let stream = &mut self.streams[index];
+        if stream.is_settled && self.live {
+            return false;
+        }
         match stream.watch.feed.after(stream.position) {
             After::Unreadable(_) => {
                 self.close(STREAM_UNREADABLE);
@@ -71,16 +77,21 @@ impl Session {
                 // Noted of a stream that is no more, it might never be reached.
                 stream.target = stream.target.min(stream.position.id);
                 (stream.published, stream.dealt_with) = (published, published);
+                stream.is_settled = true;
                 false
             }
             After::Entries {
                 slices,
+                is_all,
                 epoch,
                 published,
             } => {
                 stream.published = published;
                 match self.look_at_lag(index) {
-                    Lag::Bearable => self.send(index, &slices, epoch),
+                    Lag::Bearable => {
+                        self.send(index, &slices, epoch);
+                        self.streams[index].is_settled = is_all;
+                    }
                     Lag::Conflated => self.send_newest_of_ring(index),
                     Lag::Ended => {}
                 }
@@ -200,6 +211,7 @@ impl Session {
         answer: Result<Page, StoreError>,
     ) {
         let stream = &mut self.streams[index];
+        stream.is_settled = false;
         if stream.position.id != asked.id {
             // The feed was faster: what the answer says is about a place that is behind.
             return;
@@ -274,6 +286,7 @@ impl Tracked {
             dealt_with: 0,
             nothing_follows: false,
             changed: false,
+            is_settled: false,
         }
     }
 
@@ -283,6 +296,7 @@ impl Tracked {
             id: last,
             basis: Basis::Proven(epoch),
         };
+        self.is_settled = false;
         // A page may be ahead of the feed.
         self.dealt_with = (self.dealt_with + entries as u64).min(self.published);
     }

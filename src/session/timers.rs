@@ -1,7 +1,7 @@
 //! A session's timers, on one alarm clock.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -31,6 +31,8 @@ pub(super) struct Timers {
     expires_at: Option<Instant>,
     max_age_at: Option<Instant>,
     alarm: Pin<Box<Sleep>>,
+    /// Whom the alarm wakes.
+    sleeper: Option<Waker>,
     /// The alarm is set for the token's end alone, while nothing else could be done.
     is_set_aside: bool,
 }
@@ -53,6 +55,7 @@ impl Timers {
             max_age_at: max_age.map(|age| now + age),
             keepalive,
             alarm: Box::pin(sleep_until(now)),
+            sleeper: None,
             is_set_aside: false,
         };
         timers.expire_at(expires_at);
@@ -81,7 +84,7 @@ impl Timers {
             self.set_alarm();
         }
         loop {
-            ready!(self.alarm.as_mut().poll(cx));
+            ready!(self.poll_alarm(cx));
             let due = self.take_due(Instant::now());
             self.set_alarm();
             if let Some(due) = due {
@@ -100,9 +103,21 @@ impl Timers {
                 self.is_set_aside = true;
                 self.alarm.as_mut().reset(at);
             }
-            ready!(self.alarm.as_mut().poll(cx));
+            ready!(self.poll_alarm(cx));
         }
         Poll::Ready(())
+    }
+
+    /// A task that waits already and was woken by something else is not registered anew, which
+    /// would cost two atomic counts for each delivery.
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let known = self.sleeper.as_ref();
+        if known.is_some_and(|waker| waker.will_wake(cx.waker())) && !self.alarm.is_elapsed() {
+            return Poll::Pending;
+        }
+        let rings = self.alarm.as_mut().poll(cx);
+        self.sleeper = rings.is_pending().then(|| cx.waker().clone());
+        rings
     }
 
     fn take_due(&mut self, now: Instant) -> Option<Due> {

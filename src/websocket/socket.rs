@@ -141,9 +141,9 @@ impl Socket {
     }
 
     /// Puts whole messages behind what is unsent.
-    pub(super) fn queue(&mut self, parts: Vec<Bytes>) {
-        self.unsent
-            .extend(parts.into_iter().filter(|part| !part.is_empty()));
+    pub(super) fn queue(&mut self, parts: impl IntoIterator<Item = Bytes>) {
+        let parts = parts.into_iter().filter(|part| !part.is_empty());
+        self.unsent.extend(parts);
     }
 
     pub(super) fn queue_close(&mut self, code: CloseCode, reason: Utf8Bytes) {
@@ -152,7 +152,7 @@ impl Socket {
         frame
             .format(&mut framed)
             .expect("writing to a Vec does not fail");
-        self.queue(vec![framed.into()]);
+        self.queue([framed.into()]);
     }
 
     /// Whether something waits for the kernel.

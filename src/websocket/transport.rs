@@ -1,12 +1,13 @@
 //! What carries the bytes: TCP, or TLS on it.
 
 use std::io::{self, Read, Write};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use rustls::ServerConnection;
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 use tokio_rustls::server::TlsStream;
@@ -28,6 +29,8 @@ const RECORD: usize = 16 * 1024;
 pub(super) struct Transport {
     tcp: TcpStream,
     tls: Option<Box<ServerConnection>>,
+    /// Whom the connection wakes when there is something to read.
+    reader: Option<Waker>,
     sent_bytes: usize,
 }
 
@@ -50,6 +53,7 @@ impl Transport {
         let transport = Self {
             tcp,
             tls,
+            reader: None,
             sent_bytes: 0,
         };
         Some((transport, early.to_vec()))
@@ -60,8 +64,21 @@ impl Transport {
         self.tls.is_some()
     }
 
-    pub(super) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp.poll_read_ready(cx)
+    /// A task that waits already and was woken by something else only looks at a flag. To register
+    /// it anew takes a lock, twice for each delivery.
+    pub(super) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let known = self.reader.as_ref();
+        if known.is_some_and(|waker| waker.will_wake(cx.waker())) && !self.is_readable() {
+            return Poll::Pending;
+        }
+        let ready = self.tcp.poll_read_ready(cx);
+        self.reader = ready.is_pending().then(|| cx.waker().clone());
+        ready
+    }
+
+    /// As far as the runtime has heard.
+    fn is_readable(&self) -> bool {
+        self.tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
     }
 
     pub(super) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,5 +1,7 @@
 //! What a session asks a feed, and what it hears.
 
+use smallvec::SmallVec;
+
 use super::super::chunk::{BATCH_BYTES, Slice};
 use crate::store::Unreadable;
 use crate::stream::EntryId;
@@ -27,12 +29,17 @@ pub enum Basis {
     Start,
 }
 
+/// One, if there was one pull since.
+pub type Slices = SmallVec<[Slice; 1]>;
+
 /// The answer to "what is after my position?".
 pub enum After {
     /// These; together they are proven to follow the position.
     Entries {
         /// In order.
-        slices: Vec<Slice>,
+        slices: Slices,
+        /// They are up to the tail.
+        is_all: bool,
         /// The epoch in which they were read.
         epoch: Epoch,
         /// Entries published in the life of the feed, to measure lag by.

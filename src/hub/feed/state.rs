@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::chunk::{Chunk, Slice};
 use super::super::continuity::Digest;
-use super::{Epoch, Reach, RingBounds, now_ms};
+use super::{Epoch, Reach, RingBounds, Slices, now_ms};
 use crate::store::Unreadable;
 use crate::stream::EntryId;
 
@@ -41,6 +41,8 @@ pub(super) struct State {
     pub(super) ahead: Option<Ahead>,
     pub(super) unreadable: Option<Unreadable>,
     pub(super) asked_at: Instant,
+    /// Since then.
+    pub(super) was_asked: bool,
     pub(super) idle_since: Option<Instant>,
 }
 
@@ -68,9 +70,9 @@ impl State {
         self.ring.get(index).is_some_and(|chunk| chunk.contains(id))
     }
 
-    pub(super) fn slices_after(&self, position: EntryId, reach: Reach) -> Vec<Slice> {
+    pub(super) fn slices_after(&self, position: EntryId, reach: Reach) -> Slices {
         let start = self.ring.partition_point(|chunk| chunk.last() <= position);
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let mut bytes = 0;
         for slice in self
             .ring
@@ -158,6 +160,9 @@ impl State {
     /// Redis has confirmed the tail, by the read that was sent last: there is one at a time.
     pub(super) fn confirm(&mut self) {
         self.read_answered = self.reads_sent;
+        if std::mem::take(&mut self.was_asked) {
+            self.asked_at = Instant::now();
+        }
         self.as_of = now_ms();
     }
 }

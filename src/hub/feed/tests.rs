@@ -59,9 +59,11 @@ impl Published {
         let (epoch, published) = match feed.after(Position { id, basis }) {
             After::Entries {
                 slices,
+                is_all,
                 epoch,
                 published,
             } => {
+                assert_eq!(is_all, slices.last().map(Slice::last) == Some(feed.tail()));
                 let entries = slices.iter().flat_map(|slice| slice.entries());
                 let given: Vec<EntryId> = entries.map(|entry| entry.id).collect();
                 let all: Vec<EntryId> = self.ids().filter(|known| *known > id).collect();
