@@ -20,7 +20,6 @@ mod route;
 mod streaming;
 mod timers;
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +27,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::future::BoxFuture;
 use hyper::body::Bytes;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -85,13 +85,13 @@ pub enum Start {
 pub struct Session {
     route: Arc<ServedRoute>,
     keys: StreamKeys,
-    streams: Vec<Tracked>,
+    streams: SmallVec<[Tracked; 1]>,
     callback: Option<Arc<Callback>>,
     stage: Stage,
     /// What the session waits for beside its feeds; one thing at a time.
     work: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
     /// Decided, but not yet taken by the transport.
-    outbox: VecDeque<Output>,
+    outbox: SmallVec<[Output; 1]>,
     timers: Timers,
     renew: Option<Box<Renew>>,
     /// A fresh token is being verified.
@@ -152,7 +152,7 @@ impl Session {
             callback: opening.callback,
             stage: Stage::Streaming,
             work: None,
-            outbox: VecDeque::new(),
+            outbox: SmallVec::new(),
             timers,
             renew: opening.renew,
             renewing: None,
@@ -195,7 +195,8 @@ impl Session {
             self.poll_renewing(cx);
             self.poll_timers(cx);
             self.poll_ending(cx);
-            if let Some(output) = self.outbox.pop_front() {
+            if !self.outbox.is_empty() {
+                let output = self.outbox.remove(0);
                 // Pongs come last: with the outbox empty there is none any more.
                 self.owes_pong &= !self.outbox.is_empty();
                 self.closed = matches!(output, Output::Close(_));
@@ -264,7 +265,7 @@ impl Session {
     fn tell(&mut self, frame: &ControlFrame<'_>) {
         if self.route.message().control {
             self.outbox
-                .push_back(Output::Messages(Batch::one(frame.framed())));
+                .push(Output::Messages(Batch::one(frame.framed())));
         }
     }
 
@@ -274,8 +275,7 @@ impl Session {
             reason = refusal.reason,
             "session closes"
         );
-        self.outbox
-            .push_back(Output::Close(Close::handshake(refusal)));
+        self.outbox.push(Output::Close(Close::handshake(refusal)));
     }
 }
 
@@ -293,17 +293,17 @@ impl Session {
     fn poll_timers(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(due) = self.timers.poll_due(cx) {
             match due {
-                Due::Ping => self.outbox.push_back(Output::Ping),
+                Due::Ping => self.outbox.push(Output::Ping),
                 Due::Silent => {
                     let refusal = Refusal::new(Outcome::TooSlow, "keepalive_timeout");
-                    self.outbox.push_front(Output::Close(Close::reset(refusal)));
+                    self.outbox.insert(0, Output::Close(Close::reset(refusal)));
                 }
                 Due::Expiring { expires_in_ms } => {
                     self.tell(&ControlFrame::Expiring { expires_in_ms })
                 }
                 Due::Expired => self
                     .outbox
-                    .push_front(Output::Close(Close::handshake(TOKEN_EXPIRED))),
+                    .insert(0, Output::Close(Close::handshake(TOKEN_EXPIRED))),
                 Due::MaxAge => self.go_away("max_age"),
             }
         }
@@ -311,7 +311,7 @@ impl Session {
 
     fn poll_ending(&mut self, cx: &mut Context<'_>) {
         if self.ending.poll_cut(cx).is_ready() {
-            self.outbox.push_front(Output::Close(Close::reset(CUT)));
+            self.outbox.insert(0, Output::Close(Close::reset(CUT)));
         } else if self.ending.poll_turn(cx).is_ready() {
             self.go_away("drain");
         }
@@ -321,7 +321,7 @@ impl Session {
     fn go_away(&mut self, reason: &'static str) {
         let refusal = Refusal::new(Outcome::Restart, reason);
         if self.route.ends_without_close_frame(reason) {
-            self.outbox.push_back(Output::Close(Close::flush(refusal)));
+            self.outbox.push(Output::Close(Close::flush(refusal)));
             return;
         }
         self.tell(&ControlFrame::Goaway {

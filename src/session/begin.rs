@@ -77,7 +77,7 @@ impl Session {
                 // The callback's body was checked to be text.
                 let body = String::from_utf8_lossy(&body);
                 let message = snapshot_framed(self.route.message(), reason, &self.cursor(), &body);
-                self.outbox.push_back(Output::Messages(Batch::one(message)));
+                self.outbox.push(Output::Messages(Batch::one(message)));
             }
             Stage::Preparing(First::SnapshotFailed) => self.tell_state(State::NoSnapshot),
             Stage::Preparing(First::Nothing) | Stage::Streaming | Stage::Resyncing => {}

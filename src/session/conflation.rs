@@ -64,7 +64,7 @@ impl Session {
             });
         }
         if batch.count > 0 {
-            self.outbox.push_back(Output::Messages(batch));
+            self.outbox.push(Output::Messages(batch));
         }
     }
 }

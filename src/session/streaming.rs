@@ -123,7 +123,7 @@ impl Session {
         let entries = slices.iter().map(|slice| slice.entries().len()).sum();
         self.streams[index].pass(last, epoch, entries);
         if batch.count > 0 {
-            self.outbox.push_back(Output::Messages(batch));
+            self.outbox.push(Output::Messages(batch));
         }
     }
 

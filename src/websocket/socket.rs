@@ -1,7 +1,6 @@
 //! The socket itself: which bytes go out in which order, and what comes in.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::task::{Context, Poll, ready};
@@ -13,6 +12,7 @@ use hyper_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use hyper_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use hyper_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use hyper_tungstenite::tungstenite::{Message, Utf8Bytes};
+use smallvec::SmallVec;
 
 use super::transport::Transport;
 
@@ -20,7 +20,7 @@ use super::transport::Transport;
 pub struct Socket {
     transport: Transport,
     protocol: WebSocketContext,
-    unsent: VecDeque<Bytes>,
+    unsent: SmallVec<[Bytes; 1]>,
     /// The first of `unsent` has been sent in part: nothing else may come between.
     within_message: bool,
     /// tungstenite has an answer that the kernel did not take yet.
@@ -62,7 +62,7 @@ impl Socket {
             has_early_bytes: !early.is_empty() || transport.may_hold_input(),
             transport,
             protocol: WebSocketContext::from_partially_read(early, Role::Server, Some(config)),
-            unsent: VecDeque::new(),
+            unsent: SmallVec::new(),
             within_message: false,
             owes_answer: false,
             kept: None,
@@ -189,7 +189,7 @@ impl Socket {
     /// One attempt, straight from shared bytes where there is one part.
     fn try_send(&mut self) -> io::Result<()> {
         let (portion, transport) = (self.transport.portion(), &mut self.transport);
-        let sent = match (self.unsent.len(), self.unsent.front()) {
+        let sent = match (self.unsent.len(), self.unsent.first()) {
             (1, Some(first)) => transport.try_write(first)?,
             (_, Some(first)) if first.len() >= portion => transport.try_write(first)?,
             _ => SCRATCH_BUFFER.with_borrow_mut(|scratch| {
@@ -210,16 +210,23 @@ impl Socket {
 
     /// A part holds whole messages, so what is left of one may begin within a message.
     fn drop_sent(&mut self, mut sent: usize) {
-        while let Some(first) = self.unsent.front_mut() {
-            if sent < first.len() {
-                first.advance(sent);
-                self.within_message |= sent > 0;
-                return;
+        let mut whole = 0;
+        for part in &self.unsent {
+            if sent < part.len() {
+                break;
             }
-            sent -= first.len();
-            self.unsent.pop_front();
-            self.within_message = false;
+            sent -= part.len();
+            whole += 1;
         }
+        self.within_message &= whole == 0;
+        if whole == self.unsent.len() {
+            // The room of many parts is given back.
+            self.unsent = SmallVec::new();
+            return;
+        }
+        self.unsent.drain(..whole);
+        self.unsent[0].advance(sent);
+        self.within_message |= sent > 0;
     }
 
     /// Lets tungstenite send its answer to a ping or a close.
