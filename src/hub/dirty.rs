@@ -45,6 +45,11 @@ impl Dirty {
         queue.drain(..count).collect()
     }
 
+    /// Whether no feed waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     /// Waits until a feed is added; at once if one was added since the last time.
     pub(super) async fn added(&self) {
         self.added.notified().await;
