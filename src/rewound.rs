@@ -23,9 +23,9 @@ impl<S> Rewound<S> {
         }
     }
 
-    /// The connection itself. What was read and not read again is lost with the rest.
-    pub fn into_stream(self) -> S {
-        self.stream
+    /// What was read and not read again, and the connection.
+    pub fn into_parts(mut self) -> (Vec<u8>, S) {
+        (self.read.split_off(self.position), self.stream)
     }
 }
 

@@ -52,6 +52,7 @@ pub fn serve(socket: Socket, session: Session) -> impl Future<Output = ()> + Sen
         control: ControlRate::new(session.route().max_client_messages()),
         session,
         stuck: None,
+        has_moved: false,
     };
     // A task is as large as everything that it will ever hold: this one is there for hours, and
     // holds little beside the connection itself.
@@ -175,6 +176,8 @@ struct Connection {
     session: Session,
     /// Runs while the kernel takes nothing; there only when the last write was short.
     stuck: Option<Pin<Box<Sleep>>>,
+    /// Something has come of the task's being woken.
+    has_moved: bool,
 }
 
 enum Event {
@@ -200,7 +203,9 @@ impl Connection {
 
     async fn run(&mut self) -> End {
         loop {
-            match poll_fn(|cx| self.poll_event(cx)).await {
+            let event = poll_fn(|cx| self.poll_event(cx)).await;
+            self.has_moved = true;
+            match event {
                 Event::Received(message) => {
                     if let Some(end) = self.receive(message) {
                         return end;
@@ -223,11 +228,8 @@ impl Connection {
     /// The arms, in this order: what the client sends; what is on its way to it, and while that
     /// is stuck only what ends the connection; what the session decides next.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if let Poll::Ready(received) = self.socket.poll_receive(cx) {
-            return Poll::Ready(match received {
-                Ok(message) => Event::Received(message),
-                Err(error) => Event::Ended(end_of(&error)),
-            });
+        if let Poll::Ready(received) = self.poll_received(cx) {
+            return Poll::Ready(received);
         }
         if self.socket.has_unsent() {
             match self.poll_unsent(cx) {
@@ -236,7 +238,22 @@ impl Connection {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        self.session.poll_next(cx).map(Event::Decided)
+        if let Poll::Ready(decided) = self.session.poll_next(cx) {
+            return Poll::Ready(Event::Decided(decided));
+        }
+        if !std::mem::take(&mut self.has_moved) {
+            self.socket.listen_anew();
+            return self.poll_received(cx);
+        }
+        Poll::Pending
+    }
+
+    fn poll_received(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let received = ready!(self.socket.poll_receive(cx));
+        Poll::Ready(match received {
+            Ok(message) => Event::Received(message),
+            Err(error) => Event::Ended(end_of(&error)),
+        })
     }
 
     fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {

@@ -25,8 +25,12 @@ where
 {
     let mut read = Vec::new();
     loop {
+        let before = read.len();
         let count = poll_fn(|cx| poll_append(&mut stream, cx, &mut read)).await?;
-        if count == 0 || read.len() > max_head || !is_partial(&read) {
+        // Within a line nothing is decided: parsing a head anew for each of its bytes would take
+        // the square of its length.
+        let is_telling = before == 0 || read[before..].contains(&b'\n');
+        if count == 0 || read.len() > max_head || (is_telling && !is_partial(&read)) {
             return Ok(Rewound::new(read, stream));
         }
     }

@@ -90,7 +90,11 @@ impl Session {
                 match self.look_at_lag(index) {
                     Lag::Bearable => {
                         self.send(index, &slices, epoch);
-                        self.streams[index].is_settled = is_all;
+                        let stream = &mut self.streams[index];
+                        stream.is_settled = is_all;
+                        if is_all {
+                            stream.dealt_with = published;
+                        }
                     }
                     Lag::Conflated => self.send_newest_of_ring(index),
                     Lag::Ended => {}

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Keepalive;
@@ -101,7 +102,7 @@ impl Timers {
         while Instant::now() < at {
             if self.alarm.deadline() != at {
                 self.is_set_aside = true;
-                self.alarm.as_mut().reset(at);
+                self.reset_alarm(at);
             }
             ready!(self.poll_alarm(cx));
         }
@@ -115,8 +116,10 @@ impl Timers {
         if known.is_some_and(|waker| waker.will_wake(cx.waker())) && !self.alarm.is_elapsed() {
             return Poll::Pending;
         }
+        // Without a budget nobody is registered: the task is woken at once instead.
+        let registers = has_budget_remaining();
         let rings = self.alarm.as_mut().poll(cx);
-        self.sleeper = rings.is_pending().then(|| cx.waker().clone());
+        self.sleeper = (rings.is_pending() && registers).then(|| cx.waker().clone());
         rings
     }
 
@@ -154,7 +157,14 @@ impl Timers {
             .into_iter()
             .flatten()
             .fold(self.ping_at.min(self.silent_at()), Instant::min);
-        self.alarm.as_mut().reset(first);
+        self.reset_alarm(first);
+    }
+
+    /// An alarm that has rung has given its waker away, and is not to be told from one that has not
+    /// once it is set anew.
+    fn reset_alarm(&mut self, at: Instant) {
+        self.alarm.as_mut().reset(at);
+        self.sleeper = None;
     }
 }
 
@@ -223,6 +233,19 @@ mod tests {
         assert_eq!(next(&mut timers).await, (0, Due::Ping));
         timers.note_life();
         assert_eq!(next(&mut timers).await, (25, Due::Ping));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fresh_token_in_the_moment_of_a_warning_keeps_the_timers_going() {
+        let warned_in = Duration::from_secs(20);
+        let expires_at = Instant::now() + warned_in + EXPIRING_AHEAD;
+        let mut timers = Timers::new(keepalive(None), Some(expires_at));
+        let waiting = poll_fn(|cx| Poll::Ready(timers.poll_due(cx).is_pending()));
+        assert!(waiting.await);
+        tokio::time::advance(warned_in + Duration::from_millis(1)).await;
+        timers.expire_at(Some(expires_at + Duration::from_secs(3_600)));
+        let next = tokio::time::timeout(Duration::from_secs(100), next(&mut timers));
+        assert_eq!(next.await, Ok((4, Due::Ping)));
     }
 
     #[tokio::test(start_paused = true)]

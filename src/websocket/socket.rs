@@ -118,6 +118,12 @@ impl Socket {
         }
     }
 
+    /// For a task that was woken by nothing that it knows of. The runtime may have set the socket's
+    /// readiness, which was used up, and only then have taken the waker that was registered since.
+    pub(super) fn listen_anew(&mut self) {
+        self.transport.forget_reader();
+    }
+
     /// Puts a message back, to be received next.
     pub(super) fn keep(&mut self, text: Utf8Bytes) {
         self.kept = Some(text);

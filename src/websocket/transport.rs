@@ -9,7 +9,7 @@ use rustls::ServerConnection;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::task::coop::consume_budget;
+use tokio::task::coop::{consume_budget, has_budget_remaining};
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
@@ -38,11 +38,16 @@ impl Transport {
     /// Takes the connection out of an upgrade, with the bytes that came with the handshake.
     pub(super) fn of(upgraded: Upgraded) -> Option<(Self, Vec<u8>)> {
         let (tcp, tls, early) = match upgraded.downcast::<TokioIo<Rewound<TcpStream>>>() {
-            Ok(parts) => (parts.io.into_inner().into_stream(), None, parts.read_buf),
+            Ok(parts) => {
+                let (rest, tcp) = parts.io.into_inner().into_parts();
+                (tcp, None, [&parts.read_buf, rest.as_slice()].concat())
+            }
             Err(upgraded) => match upgraded.downcast::<TokioIo<Rewound<TlsStream<TcpStream>>>>() {
                 Ok(parts) => {
-                    let (tcp, tls) = parts.io.into_inner().into_stream().into_inner();
-                    (tcp, Some(Box::new(tls)), parts.read_buf)
+                    let (rest, stream) = parts.io.into_inner().into_parts();
+                    let (tcp, tls) = stream.into_inner();
+                    let early = [&parts.read_buf, rest.as_slice()].concat();
+                    (tcp, Some(Box::new(tls)), early)
                 }
                 Err(_) => {
                     debug!("an upgraded connection is neither TCP nor TLS");
@@ -56,7 +61,7 @@ impl Transport {
             reader: None,
             sent_bytes: 0,
         };
-        Some((transport, early.to_vec()))
+        Some((transport, early))
     }
 
     /// Whether there may be something to read before the TCP connection says so.
@@ -71,9 +76,16 @@ impl Transport {
         if known.is_some_and(|waker| waker.will_wake(cx.waker())) && !self.is_readable() {
             return Poll::Pending;
         }
+        // Without a budget nobody is registered: the task is woken at once instead.
+        let registers = has_budget_remaining();
         let ready = self.tcp.poll_read_ready(cx);
-        self.reader = ready.is_pending().then(|| cx.waker().clone());
+        self.reader = (ready.is_pending() && registers).then(|| cx.waker().clone());
         ready
+    }
+
+    /// Whoever waits is to be registered anew.
+    pub(super) fn forget_reader(&mut self) {
+        self.reader = None;
     }
 
     /// As far as the runtime has heard.

@@ -99,6 +99,32 @@ async fn s27_a_head_drop_by_drop() {
 }
 
 #[tokio::test]
+async fn s27_frames_right_behind_a_long_head() {
+    let (redis, relay, mut other) = stage().await;
+    let token = token("alice");
+    let upgrade = |filler: &str| {
+        format!(
+            "GET {JOB} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             authorization: Bearer {token}\r\nx-filler: {filler}\r\n\r\n"
+        )
+    };
+    // The ping is over the end of the buffer that a head is first read into.
+    let filler = "x".repeat(8192 - 50 - upgrade("").len());
+    let payload = [b'p'; 100];
+    // FIN and ping, masked with zeros; then a close.
+    let ping = [[0x89, 0x80 | 100, 0, 0, 0, 0].as_slice(), &payload].concat();
+    let close = [0x88, 0x80, 0, 0, 0, 0];
+    let bytes = [upgrade(&filler).as_bytes(), &ping, &close].concat();
+    let answer = exchange(&relay, &bytes).await;
+    assert_eq!(status(&answer), Some(101));
+    let pong = [[0x8a, 100].as_slice(), &payload].concat();
+    let has_pong = answer.windows(pong.len()).any(|bytes| bytes == pong);
+    assert!(has_pong, "{}", String::from_utf8_lossy(&answer));
+    unharmed(&redis, &relay, &mut other).await;
+}
+
+#[tokio::test]
 async fn s27_other_protocols() {
     let (redis, relay, mut other) = stage().await;
     let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".as_slice();
