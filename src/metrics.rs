@@ -114,13 +114,13 @@ impl Metrics {
     /// An empty set of every row.
     pub fn new() -> Self {
         let registry = Registry::new();
-        let families = ALL.iter().map(|metric| {
+        let family = |metric: &&'static Metric| {
             let family = Family::register(metric, &registry);
             (metric.name, family.expect(IN_ORDER))
-        });
+        };
         let metrics = Self {
-            families: Arc::new(families.collect()),
-            registry: registry.clone(),
+            families: Arc::new(ALL.iter().map(family).collect()),
+            registry,
         };
         metrics
             .gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")])

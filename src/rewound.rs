@@ -4,28 +4,27 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Gives what was read once more, and then what comes.
 pub struct Rewound<S> {
-    read: Vec<u8>,
-    position: usize,
+    read: Bytes,
     stream: S,
 }
 
 impl<S> Rewound<S> {
     /// Of a connection, and what was read of it.
-    pub fn new(read: Vec<u8>, stream: S) -> Self {
+    pub fn new(read: impl Into<Bytes>, stream: S) -> Self {
         Self {
-            read,
-            position: 0,
+            read: read.into(),
             stream,
         }
     }
 
     /// What was read and not read again, and the connection.
-    pub fn into_parts(mut self) -> (Vec<u8>, S) {
-        (self.read.split_off(self.position), self.stream)
+    pub fn into_parts(self) -> (Bytes, S) {
+        (self.read, self.stream)
     }
 }
 
@@ -36,15 +35,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let left = &this.read[this.position..];
-        if left.is_empty() {
-            this.read = Vec::new();
-            this.position = 0;
+        if this.read.is_empty() {
             return Pin::new(&mut this.stream).poll_read(cx, buffer);
         }
-        let count = left.len().min(buffer.remaining());
-        buffer.put_slice(&left[..count]);
-        this.position += count;
+        let count = this.read.len().min(buffer.remaining());
+        buffer.put_slice(&this.read.split_to(count));
         Poll::Ready(Ok(()))
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
+use tokio::task::coop::has_budget_remaining;
 
 /// Something that can be rung and listened to.
 #[derive(Default)]
@@ -43,8 +44,39 @@ impl Bell {
             heard: self.rung.load(Ordering::SeqCst),
             bell: self.clone(),
             slot,
-            waker: None,
+            waker: Registered::default(),
         }
+    }
+}
+
+/// The task that something wakes. One that waits there already, and was woken by something else,
+/// need not be registered anew: that takes a lock or two atomic counts, for each delivery.
+#[derive(Default)]
+pub struct Registered(Option<Waker>);
+
+impl Registered {
+    /// Whether it is this task.
+    pub fn is(&self, cx: &Context<'_>) -> bool {
+        let known = self.0.as_ref();
+        known.is_some_and(|waker| waker.will_wake(cx.waker()))
+    }
+
+    /// Polls something of the runtime, which registers the task where it is not ready.
+    pub fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        // Without a budget nobody is registered: the task is woken at once instead.
+        let registers = has_budget_remaining();
+        let polled = poll(cx);
+        self.0 = (polled.is_pending() && registers).then(|| cx.waker().clone());
+        polled
+    }
+
+    /// Whoever it is may not be woken any more.
+    pub fn forget(&mut self) {
+        self.0 = None;
     }
 }
 
@@ -54,15 +86,14 @@ pub struct Listener {
     slot: usize,
     heard: u64,
     /// What the bell has in its slot, so that the lock is taken only when it changes.
-    waker: Option<Waker>,
+    waker: Registered,
 }
 
 impl Listener {
     /// Ready once the bell has been rung since the last time this was ready.
     pub fn poll_rung(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let known = self.waker.as_ref();
-        if !known.is_some_and(|waker| waker.will_wake(cx.waker())) {
-            self.waker = Some(cx.waker().clone());
+        if !self.waker.is(cx) {
+            self.waker = Registered(Some(cx.waker().clone()));
             lock(&self.bell.wakers)[self.slot] = Some(cx.waker().clone());
         }
         if self.heard_all() {

@@ -68,9 +68,8 @@ impl Session {
     /// The cut is made: the snapshot goes out, and then what follows these positions.
     pub(super) fn start_streaming(&mut self, positions: &[Position]) {
         for (stream, position) in self.streams.iter_mut().zip(positions) {
-            stream.position = *position;
+            stream.move_to(*position);
             stream.nothing_follows = false;
-            stream.is_settled = false;
         }
         match std::mem::replace(&mut self.stage, Stage::Streaming) {
             Stage::Preparing(First::Snapshot { reason, body }) => {

@@ -215,7 +215,6 @@ impl Session {
         answer: Result<Page, StoreError>,
     ) {
         let stream = &mut self.streams[index];
-        stream.is_settled = false;
         if stream.position.id != asked.id {
             // The feed was faster: what the answer says is about a place that is behind.
             return;
@@ -235,10 +234,10 @@ impl Session {
                 }
             }
             Ok(Page::Nothing { at }) => {
-                stream.position = Position {
+                stream.move_to(Position {
                     id: at,
                     basis: Basis::Proven(epoch),
-                };
+                });
                 // The newest entry may have been deleted by hand: then there is less to reach.
                 stream.target = stream.target.min(at);
                 // The feed may know less than Redis: then it is waited for, not asked again.
@@ -294,13 +293,18 @@ impl Tracked {
         }
     }
 
+    /// What the feed has after another position it has to be asked.
+    pub(super) fn move_to(&mut self, position: Position) {
+        self.position = position;
+        self.is_settled = false;
+    }
+
     /// Moves the position behind so many entries, of which this is the last.
     pub(super) fn pass(&mut self, last: EntryId, epoch: Epoch, entries: usize) {
-        self.position = Position {
+        self.move_to(Position {
             id: last,
             basis: Basis::Proven(epoch),
-        };
-        self.is_settled = false;
+        });
         // A page may be ahead of the feed.
         self.dealt_with = (self.dealt_with + entries as u64).min(self.published);
     }

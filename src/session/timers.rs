@@ -1,13 +1,13 @@
 //! A session's timers, on one alarm clock.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Keepalive;
+use crate::wake::Registered;
 
 /// What a timer asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(super) struct Timers {
     max_age_at: Option<Instant>,
     alarm: Pin<Box<Sleep>>,
     /// Whom the alarm wakes.
-    sleeper: Option<Waker>,
+    sleeper: Registered,
     /// The alarm is set for the token's end alone, while nothing else could be done.
     is_set_aside: bool,
 }
@@ -56,7 +56,7 @@ impl Timers {
             max_age_at: max_age.map(|age| now + age),
             keepalive,
             alarm: Box::pin(sleep_until(now)),
-            sleeper: None,
+            sleeper: Registered::default(),
             is_set_aside: false,
         };
         timers.expire_at(expires_at);
@@ -109,18 +109,12 @@ impl Timers {
         Poll::Ready(())
     }
 
-    /// A task that waits already and was woken by something else is not registered anew, which
-    /// would cost two atomic counts for each delivery.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let known = self.sleeper.as_ref();
-        if known.is_some_and(|waker| waker.will_wake(cx.waker())) && !self.alarm.is_elapsed() {
+        if self.sleeper.is(cx) && !self.alarm.is_elapsed() {
             return Poll::Pending;
         }
-        // Without a budget nobody is registered: the task is woken at once instead.
-        let registers = has_budget_remaining();
-        let rings = self.alarm.as_mut().poll(cx);
-        self.sleeper = (rings.is_pending() && registers).then(|| cx.waker().clone());
-        rings
+        let alarm = self.alarm.as_mut();
+        self.sleeper.poll(cx, |cx| alarm.poll(cx))
     }
 
     fn take_due(&mut self, now: Instant) -> Option<Due> {
@@ -164,7 +158,7 @@ impl Timers {
     /// once it is set anew.
     fn reset_alarm(&mut self, at: Instant) {
         self.alarm.as_mut().reset(at);
-        self.sleeper = None;
+        self.sleeper.forget();
     }
 }
 

@@ -1,7 +1,7 @@
 //! What carries the bytes: TCP, or TLS on it.
 
 use std::io::{self, Read, Write};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -9,11 +9,12 @@ use rustls::ServerConnection;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::task::coop::{consume_budget, has_budget_remaining};
+use tokio::task::coop::consume_budget;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use crate::rewound::Rewound;
+use crate::wake::Registered;
 
 /// Several small parts are sent as one: a writev of many small pieces costs a third of the
 /// throughput of a copy into one buffer (0.69 against 0.96 of the floor at saturation).
@@ -30,7 +31,7 @@ pub(super) struct Transport {
     tcp: TcpStream,
     tls: Option<Box<ServerConnection>>,
     /// Whom the connection wakes when there is something to read.
-    reader: Option<Waker>,
+    reader: Registered,
     sent_bytes: usize,
 }
 
@@ -40,13 +41,13 @@ impl Transport {
         let (tcp, tls, early) = match upgraded.downcast::<TokioIo<Rewound<TcpStream>>>() {
             Ok(parts) => {
                 let (rest, tcp) = parts.io.into_inner().into_parts();
-                (tcp, None, [&parts.read_buf, rest.as_slice()].concat())
+                (tcp, None, [parts.read_buf, rest].concat())
             }
             Err(upgraded) => match upgraded.downcast::<TokioIo<Rewound<TlsStream<TcpStream>>>>() {
                 Ok(parts) => {
                     let (rest, stream) = parts.io.into_inner().into_parts();
                     let (tcp, tls) = stream.into_inner();
-                    let early = [&parts.read_buf, rest.as_slice()].concat();
+                    let early = [parts.read_buf, rest].concat();
                     (tcp, Some(Box::new(tls)), early)
                 }
                 Err(_) => {
@@ -58,7 +59,7 @@ impl Transport {
         let transport = Self {
             tcp,
             tls,
-            reader: None,
+            reader: Registered::default(),
             sent_bytes: 0,
         };
         Some((transport, early))
@@ -69,23 +70,17 @@ impl Transport {
         self.tls.is_some()
     }
 
-    /// A task that waits already and was woken by something else only looks at a flag. To register
-    /// it anew takes a lock, twice for each delivery.
     pub(super) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let known = self.reader.as_ref();
-        if known.is_some_and(|waker| waker.will_wake(cx.waker())) && !self.is_readable() {
+        if self.reader.is(cx) && !self.is_readable() {
             return Poll::Pending;
         }
-        // Without a budget nobody is registered: the task is woken at once instead.
-        let registers = has_budget_remaining();
-        let ready = self.tcp.poll_read_ready(cx);
-        self.reader = (ready.is_pending() && registers).then(|| cx.waker().clone());
-        ready
+        let tcp = &self.tcp;
+        self.reader.poll(cx, |cx| tcp.poll_read_ready(cx))
     }
 
     /// Whoever waits is to be registered anew.
     pub(super) fn forget_reader(&mut self) {
-        self.reader = None;
+        self.reader.forget();
     }
 
     /// As far as the runtime has heard.
@@ -234,5 +229,52 @@ impl Write for Kernel<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::Empty;
+    use hyper::body::{Bytes, Incoming};
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper::{Request, Response, StatusCode, upgrade};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// hyper takes what is in its first buffer, and leaves the rest where it was.
+    #[tokio::test]
+    async fn bytes_behind_a_head_are_kept_in_order() {
+        const FIRST_BUFFER: usize = 8192;
+        let head = "GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\nx: ";
+        let filler = "x".repeat(FIRST_BUFFER - 50 - head.len());
+        let behind: Vec<u8> = (0..=u8::MAX).collect();
+        let read = [head, &filler, "\r\n\r\n"].concat().into_bytes();
+        let read = [read, behind.clone()].concat();
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let (upgrades, mut upgraded) = mpsc::channel(1);
+        let service = service_fn(|mut request: Request<Incoming>| {
+            upgrades.try_send(upgrade::on(&mut request)).unwrap();
+            let mut answer = Response::new(Empty::<Bytes>::new());
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            async { Ok::<_, Infallible>(answer) }
+        });
+        http1::Builder::new()
+            .serve_connection(TokioIo::new(Rewound::new(read, server)), service)
+            .with_upgrades()
+            .await
+            .unwrap();
+        let upgraded = upgraded.recv().await.unwrap().await.unwrap();
+        let (_transport, early) = Transport::of(upgraded).unwrap();
+        assert_eq!(early, behind);
     }
 }

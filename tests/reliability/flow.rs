@@ -9,9 +9,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::support::client::{Client, Received};
 use crate::support::redis::Redis;
-use crate::support::relay::Relay;
 use crate::support::wait::within;
-use crate::{JOB, KEY, KIB};
+use crate::{KEY, KIB};
 
 /// What is due is added this often, or one entry at a time where that is less often.
 const TICK: Duration = Duration::from_millis(1);
@@ -106,17 +105,6 @@ fn payload(number: u64, sent: u64) -> String {
     let head = format!(r#"{{"n":{number},"sent":{sent},"filling":""#);
     let filling = KIB - head.len() - 2;
     format!("{head}{:.<filling$}\"}}", "")
-}
-
-/// So many clients of the stream, who have caught up.
-pub(crate) async fn open_live(relay: &Relay, count: usize) -> Vec<Client> {
-    let mut clients = Vec::new();
-    for _ in 0..count {
-        let mut client = relay.open(JOB).await;
-        client.expect_live().await;
-        clients.push(client);
-    }
-    clients
 }
 
 /// Publishes the flow while all of them read it; says what each entry took at each client.

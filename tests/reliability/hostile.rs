@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, interval, sleep, timeout};
 
-use crate::flow::{Clock, Flow, all_follow, open_live, percentile};
+use crate::flow::{Clock, Flow, all_follow, percentile};
 use crate::machine::Machine;
 use crate::report::{Report, Row, mebibytes, milliseconds};
 use crate::sampler::growth;
@@ -77,7 +77,7 @@ async fn run(machine: &Machine, kind: Kind, name: &str) -> Vec<Row> {
     let redis = Redis::start().await;
     let config = Config::new(&redis).with("[log]\nlevel = \"info\"");
     let relay = machine.start_relay(&config).await;
-    let good = open_live(&relay, GOOD).await;
+    let good = relay.open_live(JOB, GOOD).await;
     let clock = Clock::start();
     let flow = |first, count| Flow {
         first,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::flow::{Clock, Flow, all_follow, open_live, percentile};
+use crate::flow::{Clock, Flow, all_follow, percentile};
 use crate::machine::Machine;
 use crate::report::{Report, Row, each, mebibytes, median, milliseconds};
 use crate::sampler::{Sampler, growth};
@@ -94,7 +94,7 @@ async fn run(machine: &Machine, stalled: u64) -> Run {
         .with("[log]\nlevel = \"info\"")
         .route("[slow]\nwrite_timeout = \"5m\"");
     let relay = machine.start_relay(&config).await;
-    let good = open_live(&relay, GOOD).await;
+    let good = relay.open_live(JOB, GOOD).await;
     let clock = Clock::start();
     let warm_up = Flow {
         first: 1,

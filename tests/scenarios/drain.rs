@@ -49,16 +49,6 @@ async fn read_to_the_end(mut client: Client) -> End {
     }
 }
 
-async fn live_clients(relay: &Relay, count: usize) -> Vec<Client> {
-    let mut clients = Vec::new();
-    for _ in 0..count {
-        let mut client = relay.open(JOB).await;
-        client.expect_live().await;
-        clients.push(client);
-    }
-    clients
-}
-
 /// Adds entries, one every few milliseconds, until it is told to stop; says how many.
 async fn publish_until(redis: &Redis, stop: impl Future<Output = ()>) -> u64 {
     let mut number = 0;
@@ -92,7 +82,7 @@ async fn s28_sigterm() {
     let config = Config::new(&redis).with(SHORT);
     let (mut going, staying) = (Relay::start(&config).await, Relay::start(&config).await);
     let mut reading = JoinSet::new();
-    for client in live_clients(&going, CLIENTS).await {
+    for client in going.open_live(JOB, CLIENTS).await {
         reading.spawn(read_to_the_end(client));
     }
 
@@ -125,7 +115,7 @@ async fn s28_sigterm() {
 async fn s28_drain_and_wait_then_sigterm_is_one_drain() {
     let redis = Redis::start().await;
     let mut relay = Relay::start(&Config::new(&redis).with(SHORT)).await;
-    let clients = live_clients(&relay, 20).await;
+    let clients = relay.open_live(JOB, 20).await;
     let admin = relay.admin_address().to_string();
     let config = relay.config_file().display().to_string();
     let start = Instant::now();
@@ -162,7 +152,7 @@ async fn s28_drain_and_wait_then_sigterm_is_one_drain() {
 async fn s28_sigterm_during_a_drain_joins_it() {
     let redis = Redis::start().await;
     let mut relay = Relay::start(&Config::new(&redis).with(SHORT)).await;
-    let clients = live_clients(&relay, 20).await;
+    let clients = relay.open_live(JOB, 20).await;
     let admin = relay.admin_address().to_string();
     let config = relay.config_file().display().to_string();
     let start = Instant::now();
@@ -193,7 +183,7 @@ async fn s28_abort_sends_no_close_frame() {
         .with(SHORT)
         .with("[drain]\nmode = \"abort\"");
     let mut relay = Relay::start(&config).await;
-    let clients = live_clients(&relay, 20).await;
+    let clients = relay.open_live(JOB, 20).await;
     redis.xadd(KEY, "1-0", "written before the end").await;
     relay.sigterm();
     for client in clients {

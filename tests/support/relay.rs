@@ -103,6 +103,17 @@ impl Relay {
         self.dir.path().join("relay.toml")
     }
 
+    /// So many clients of this path, who have caught up.
+    pub(crate) async fn open_live(&self, path: &str, count: usize) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            let mut client = self.open(path).await;
+            client.expect_live().await;
+            clients.push(client);
+        }
+        clients
+    }
+
     /// A request for this path, with a valid token in its header; nothing is sent yet.
     pub(crate) fn upgrade(&self, path: &str) -> Upgrade {
         Upgrade::new(self.listen, path)
